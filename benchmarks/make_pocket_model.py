@@ -175,7 +175,12 @@ def train(model: GPTNeoXForCausalLM, tokens: dict[str, np.ndarray], args: argpar
                 seconds = time.monotonic() - started
                 print(f"step {step}/{total} loss {loss.item():.3f} {seconds:.0f} s", flush=True)
         torch.save(
-            {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "average": average, "epoch": epoch + 1},
+            {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "average": average,
+                "epoch": epoch + 1,
+            },
             state.with_suffix(".new"),
         )
         state.with_suffix(".new").replace(state)

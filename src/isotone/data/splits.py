@@ -34,7 +34,9 @@ def assign_split(text: str, fractions: Mapping[str, float]) -> str:
         text: the whole document.
         fractions: share of each of ``SPLITS``; sums to 1.
     """
-    point = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"isotone.split").digest(), "big") / 2**64
+    point = (
+        int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"isotone.split").digest(), "big") / 2**64
+    )
     for name in reversed(SPLITS):
         if point < fractions[name]:
             return name
@@ -45,9 +47,7 @@ def assign_split(text: str, fractions: Mapping[str, float]) -> str:
 def minhash(text: str) -> np.ndarray:
     """Return the MinHash signature of a text's 5-word shingles, uint32 [128]; texts under 5 words are one shingle."""
     words = _WORD.findall(text.lower())
-    shingles = {
-        " ".join(words[i : i + _SHINGLE_WORDS]) for i in range(max(1, len(words) - _SHINGLE_WORDS + 1))
-    }
+    shingles = {" ".join(words[i : i + _SHINGLE_WORDS]) for i in range(max(1, len(words) - _SHINGLE_WORDS + 1))}
     joined = sorted(shingles)
     hashes = np.fromiter(
         (int.from_bytes(hashlib.blake2b(s.encode(), digest_size=8).digest(), "little") for s in joined),
@@ -75,11 +75,13 @@ class NearDuplicates:
     def seen(self, split: str, signature: np.ndarray) -> bool:
         """Say whether a document resembles one of another split seen before; if not, and it is held out, remember it."""
         keys = [
-            bytes([b]) + signature[b * _BAND_ROWS : (b + 1) * _BAND_ROWS].tobytes() for b in range(_NUM_HASHES // _BAND_ROWS)
+            bytes([b]) + signature[b * _BAND_ROWS : (b + 1) * _BAND_ROWS].tobytes()
+            for b in range(_NUM_HASHES // _BAND_ROWS)
         ]
         candidates = {i for key in keys for i in self._bands.get(key, ())}
         if any(
-            self._splits[i] != split and (self._signatures[i] == signature).mean() >= RESEMBLANCE for i in sorted(candidates)
+            self._splits[i] != split and (self._signatures[i] == signature).mean() >= RESEMBLANCE
+            for i in sorted(candidates)
         ):
             return True
         if split != SPLITS[0]:

@@ -1,0 +1,322 @@
+"""The one store: every durable write of isotone goes through here, and is complete or absent.
+
+A file is written to a hidden sibling, synced, renamed, and its folder synced; a folder is written to a hidden sibling with
+a manifest of sizes and hashes, synced, renamed, and read back. A reader therefore finds the old state or the new one.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from isotone.errors import DiskFullError, IsotoneError, UsageError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Number of the folder format, written into every manifest; a higher one is refused."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class CorruptError(IsotoneError):
+    """A published folder or file is not what was written: torn, truncated or changed."""
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Replace a file in one step.
+
+    Raises:
+        DiskFullError: no space or quota left; the old file is intact.
+        UsageError: the folder cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.tmp")
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_synced(aside, data)
+            os.replace(aside, path)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                aside.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Replace a text file (UTF-8) in one step."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Replace a JSON file in one step; NaN and infinities are refused (ValueError), they are not JSON."""
+    write_bytes(path, dump_json(value))
+
+
+def dump_json(value: Any) -> bytes:
+    """Return a value as the bytes that ``write_json`` writes."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CorruptError: it is not JSON.
+        FileNotFoundError: it is not there.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise CorruptError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+
+
+class JsonLines:
+    """A log of JSON objects, one a line, that grows durably and forgives a torn last line."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all whole lines; a last line without its newline was torn by a kill and is left out.
+
+        Raises:
+            CorruptError: a line before the last is not JSON.
+        """
+        return [json.loads(line) for line in self._whole_lines()]
+
+    def append(self, *values: Mapping[str, Any]) -> None:
+        """Add lines in one write and sync them; a torn end is cut off first."""
+        with _storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            data = b"".join(json.dumps(v, ensure_ascii=False, allow_nan=False).encode() + b"\n" for v in values)
+            new = not self.path.exists()
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                end = self._end_of_last_line(descriptor)
+                os.ftruncate(descriptor, end)
+                os.lseek(descriptor, end, os.SEEK_SET)
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if new:
+                sync_folder(self.path.parent)
+
+    def truncate(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep only the lines that ``keep`` accepts (used to forget what lies beyond the checkpoint resumed from)."""
+        lines = self._whole_lines()
+        kept = [line for line in lines if keep(json.loads(line))]
+        if len(kept) < len(lines):
+            write_bytes(self.path, b"".join(line + b"\n" for line in kept))
+
+    def _whole_lines(self) -> list[bytes]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                json.loads(line)
+            except ValueError as error:
+                raise CorruptError(f"{self.path}, line {number}, is not valid JSON; set the file aside") from error
+        return lines
+
+    @staticmethod
+    def _end_of_last_line(descriptor: int, block: int = 1 << 16) -> int:
+        end = os.fstat(descriptor).st_size
+        while end > 0:
+            start = max(0, end - block)
+            found = os.pread(descriptor, end - start, start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+        return 0
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def publish_directory(path: Path | str, files: Mapping[str, bytes]) -> None:
+    """Write a folder that is complete or absent, with a manifest of its files' sizes and hashes.
+
+    The order is: sibling with a fixed name (a leftover of a kill is swept) → files synced → manifest synced → sibling
+    synced → rename → parent synced → sizes and hashes read back.
+
+    Raises:
+        DiskFullError: no space or quota left; nothing was published.
+        FileExistsError: the folder is there already.
+        CorruptError: what was read back is not what was written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(path)
+    aside = path.with_name(f".{path.name}.tmp")
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if aside.exists():
+                shutil.rmtree(aside)
+            require_free_space(path.parent, int(1.2 * sum(map(len, files.values()))))
+            aside.mkdir()
+            for name, data in files.items():
+                _write_synced(aside / name, data)
+            entries = {name: {"size": len(data), "sha256": sha256_bytes(data)} for name, data in files.items()}
+            _write_synced(aside / MANIFEST, dump_json({"format": FORMAT, "files": entries}))
+            sync_folder(aside)
+            os.rename(aside, path)
+        except (OSError, DiskFullError):
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+    verify_directory(path)
+
+
+def verify_directory(path: Path | str) -> None:
+    """Check a published folder against its manifest.
+
+    Raises:
+        CorruptError: names the first file that is missing or different.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise CorruptError(f"{path} has no {MANIFEST}: it was not written to its end")
+    manifest = read_json(path / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise CorruptError(f"{path / MANIFEST} lists no files")
+    if manifest.get("format") != FORMAT:
+        raise CorruptError(f"{path} has format {manifest.get('format')!r}; this isotone reads format {FORMAT}")
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CorruptError(f"{file} is missing")
+        if file.stat().st_size != expected["size"]:
+            raise CorruptError(f"{file} has {file.stat().st_size} bytes, {expected['size']} were written")
+        if sha256_file(file) != expected["sha256"]:
+            raise CorruptError(f"{file} does not have the hash that was written")
+
+
+def remove_directory(path: Path | str) -> None:
+    """Remove a folder so that a kill in between leaves no half of it under its name."""
+    path = Path(path)
+    doomed = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def set_aside(path: Path | str) -> Path:
+    """Rename a file or folder to NAME.set-aside-1 (-2, …) beside it and return the new path."""
+    path = Path(path)
+    number = 1
+    while (target := path.with_name(f"{path.name}.set-aside-{number}")).exists():
+        number += 1
+    os.rename(path, target)
+    sync_folder(path.parent)
+    return target
+
+
+def require_free_space(folder: Path | str, num_bytes: int) -> None:
+    """Refuse to begin a write that cannot end.
+
+    Raises:
+        DiskFullError: fewer than ``num_bytes`` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise DiskFullError(
+            f"{folder} has {free / 1e6:.1f} MB free, {num_bytes / 1e6:.1f} MB are needed; free space and run again"
+        )
+
+
+# --- hashes and tensors ----------------------------------------------------------------------------------------------
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file, in hex, in constant memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+def tensors_to_bytes(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Serialize named tensors as safetensors."""
+    from safetensors.torch import save
+
+    return save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, dict(metadata) if metadata else None)
+
+
+def tensors_from_file(path: Path | str, device: str = "cpu") -> dict[str, Any]:
+    """Read the named tensors of a safetensors file.
+
+    Raises:
+        CorruptError: it is not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path), device=device)
+    except SafetensorError as error:
+        raise CorruptError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+# --- system calls ----------------------------------------------------------------------------------------------------
+
+
+def sync_folder(path: Path | str) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # a write may be short
+        view = view[os.write(descriptor, view) :]
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFullError(
+                f"no space left while writing {path}; what stood before is intact: free space and run again"
+            ) from error
+        if error.errno in _READ_ONLY:
+            raise UsageError(
+                f"{path} cannot be written ({error.strerror}); choose another folder with --out"
+            ) from error
+        raise
