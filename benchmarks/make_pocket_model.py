@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from isotone.data.bible import web_bible
-from isotone.data.splits import SPLITS, assign_split, minhash, removed_duplicates
+from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
+from isotone.data.splits import assign_split, minhash, removed_duplicates
 
-FRACTIONS = {"train": 0.80, "validation": 0.04, "test": 0.05, "attack_search": 0.04, "attack_test": 0.07}
 VOCABULARY, CONTEXT = 4096, 512
 EOS = "<|endoftext|>"
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 def split_texts() -> dict[str, list[str]]:
     documents = list(web_bible())
-    splits = [assign_split(d.text, FRACTIONS) for d in documents]
+    splits = [assign_split(d.text, DEFAULT_FRACTIONS) for d in documents]
     removed = set(removed_duplicates((s, minhash(d.text)) for s, d in zip(splits, documents, strict=True)))
     return {
         name: [d.text for i, (d, s) in enumerate(zip(documents, splits, strict=True)) if s == name and i not in removed]

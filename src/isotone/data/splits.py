@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-SPLITS = ("train", "validation", "attack_search", "test", "attack_test")
-"""Names of the splits, from the one that yields first to the one that is kept whole."""
+from isotone.data.fractions import SPLITS
 
 _SHINGLE_WORDS = 5
 _NUM_HASHES = 128

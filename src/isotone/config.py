@@ -1,0 +1,323 @@
+"""The experiment: every value of a run, in one validated file. Unknown keys and wrong types are refused."""
+
+import math
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
+
+Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
+Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection"]
+Initialization = Literal["absolute", "relu", "shift", "calibrated_shift"]
+Recipe = Literal["published", "published_bf16", "recommended"]
+Checkpoint = Literal["best", "last"]
+
+
+def _number(value: Any) -> Any:
+    """Read ``1e-4`` as a number: YAML 1.1 takes it for text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """A part of the experiment: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+
+class Model(Part):
+    """Where the pretrained model comes from."""
+
+    source: str = "pocket"
+    """``pocket`` (bundled), a folder, a GGUF file, or a name on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; setup pins it to a commit."""
+    gguf_file: str | None = None
+    """Name of the GGUF file inside the folder or hub repository."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention kernel."""
+    allow_pickle: bool = False
+    """Load weights from pickles (``pytorch_model.bin``); they can execute code."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+class Data(Part):
+    """The corpus, its splits and its packing."""
+
+    source: str = "web-bible"
+    """``web-bible`` (bundled), a file or folder (txt, jsonl, jsonl.gz, jsonl.zst, parquet), or a data set on the hub."""
+    text_field: str = "text"
+    """The field that holds the text, in jsonl, parquet and hub data sets."""
+    config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str = "train"
+    """Split of the hub data set that documents are taken from."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub data set; setup pins it to a commit."""
+    num_documents: Count | None = None
+    """Take only the first N documents."""
+    min_chars: int = Field(1, ge=1)
+    """Leave out documents with fewer characters; they are counted."""
+    sequence_length: int = Field(256, ge=8)
+    """Tokens in a training row."""
+    fractions: dict[str, Share] = DEFAULT_FRACTIONS
+    """Share of documents of each split: train, validation, test, attack_search, attack_test."""
+    shuffle_seed: int = 0
+    """Keys which held-out documents are taken first where only some of them are used."""
+
+    @model_validator(mode="after")
+    def _fractions_sum_to_one(self) -> "Data":
+        if set(self.fractions) != set(SPLITS):
+            raise ValueError(f"fractions: expected exactly {', '.join(SPLITS)}")
+        if not math.isclose(sum(self.fractions.values()), 1, abs_tol=1e-9):
+            raise ValueError(f"fractions: sum to {sum(self.fractions.values()):g}, must sum to 1")
+        return self
+
+
+class Constraint(Part):
+    """How an arm's feed-forward weights are kept non-negative, and where they start."""
+
+    recipe: Recipe | None = None
+    """A named combination of parametrization, initialization and precision; what is given beside it takes precedence."""
+    scope: Scope = "mlp_both"
+    """Which projections are constrained."""
+    parametrization: Parametrization | None = None
+    """How a weight is kept non-negative."""
+    initialization: Initialization | None = None
+    """Where the constrained weights start."""
+    calibration_rows: Count = 64
+    """Training rows that ``calibrated_shift`` is fitted on."""
+
+    @model_validator(mode="after")
+    def _named_or_given(self) -> "Constraint":
+        if self.recipe is None and (self.parametrization is None or self.initialization is None):
+            raise ValueError("give either recipe, or both parametrization and initialization")
+        return self
+
+
+class Training(Part):
+    """One recipe of training; an arm may override single values of it."""
+
+    epochs: Positive = 1.0
+    """Passes over the training rows; may be a fraction."""
+    micro_batch: Count = 8
+    """Rows in one forward pass; memory errors halve it at the same effective batch."""
+    accumulation: Count = 4
+    """Micro-batches in one optimizer step; effective batch = micro_batch × accumulation."""
+    lr: Positive = 1e-5
+    """Peak learning rate."""
+    min_lr_ratio: Share = 0.0
+    """The schedule's end, as a share of the peak."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Decay after the warmup."""
+    warmup: Share = 0.1
+    """Share of all steps in which the rate rises linearly."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled decay of matrices; constrained masters, biases and norms are never decayed."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's averaging constants."""
+    eps: Positive = 1e-8
+    """AdamW's denominator term."""
+    clip: Positive = 1.0
+    """Largest norm of the whole gradient."""
+    precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
+    """fp32, or fp32 masters with bf16 autocast; auto is resolved once by the device. pure_bf16 belongs to published_bf16."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    save_every_steps: Count = 500
+    """Checkpoint every N optimizer steps."""
+    save_every_minutes: Positive = 15.0
+    """Checkpoint at least every M minutes."""
+    keep_last: int = Field(2, ge=2)
+    """Checkpoints kept beside the best one."""
+    validate_every_steps: Count | None = None
+    """Validate every N optimizer steps, and always at epoch ends."""
+    validation_rows: Count = 64
+    """Rows of the validation split that are scored."""
+
+
+class ArmTraining(Part):
+    """Values of ``training`` that an arm changes."""
+
+    epochs: Positive | None = None
+    lr: Positive | None = None
+    min_lr_ratio: Share | None = None
+    schedule: Literal["cosine", "linear"] | None = None
+    warmup: Share | None = None
+    weight_decay: NonNegative | None = None
+
+
+class Arm(Part):
+    """One model of the experiment."""
+
+    start: str = "pretrained"
+    """``pretrained``, or the name of the arm whose end this one starts from."""
+    constraint: Constraint | None = None
+    """None: unconstrained."""
+    train: bool = True
+    """False: measured as it starts."""
+    training: ArmTraining = ArmTraining()
+    """What differs from the experiment's ``training``."""
+
+
+class Evaluation(Part):
+    """Held-out perplexity and bits per byte."""
+
+    stride: Count | None = None
+    """Tokens between windows; half the context unless given."""
+    context: Count | None = None
+    """Tokens in a window; the model's context unless given."""
+    batch_size: Count = 8
+    """Windows in one forward pass."""
+    num_documents: Count | None = None
+    """Take only the first N documents of the test split."""
+    checkpoints: tuple[Checkpoint, ...] = ("last", "best")
+    """Which checkpoints of a trained arm are evaluated."""
+
+
+class Protocol(Part):
+    """Prefix/continuation protocol: tokens 1…prefix−1 are attacked, gap is neither attacked nor scored."""
+
+    prefix: int = Field(64, ge=2)
+    gap: int = Field(8, ge=0)
+    continuation: Count = 64
+
+    @property
+    def length(self) -> int:
+        """Tokens that a document must have."""
+        return self.prefix + self.gap + self.continuation
+
+
+class HotFlip(Part):
+    """HotFlip (Ebrahimi et al. 2018), once and iterative."""
+
+    flips: Count = 10
+    """Most edited tokens a document (Hamming distance)."""
+    methods: tuple[Literal["once", "iterative"], ...] = ("once", "iterative")
+    """once: one gradient, all flips together; iterative: gradient, exact evaluation and one flip a round."""
+    candidates: Count = 32
+    """Exactly evaluated candidates a round."""
+    published_success: Positive = 0.15
+    """Relative increase that the published accounting calls a success."""
+
+
+class Triggers(Part):
+    """Universal adversarial triggers (Wallace et al. 2019)."""
+
+    length: Count = 10
+    """Tokens of a trigger."""
+    candidates: Count = 100
+    """Exactly evaluated candidates an iteration."""
+    iterations: Count = 100
+    """Iterations a restart."""
+    restarts: Count = 5
+    """Independent searches; the best on search documents is reported, all are listed."""
+    batch_size: Count = 8
+    """Search documents on which one iteration is evaluated."""
+    budget_tokens: Count | None = None
+    """Forward tokens (a backward counts twice) that the whole search may spend; iterations end early at it."""
+
+
+class Attacks(Part):
+    """What all attacks share, and each attack's own values."""
+
+    protocol: Protocol = Protocol()
+    num_documents: Count = 200
+    """Attacked documents of the attack_test split."""
+    num_search_documents: Count = 40
+    """Documents of the attack_search split: thresholds and triggers are fitted on them."""
+    batch_documents: Count = 8
+    """Documents attacked together; part of the result, as batches fix the rounding."""
+    random_draws: Count = 20
+    """Random edits a search document, for the success threshold."""
+    checkpoint: Checkpoint = "last"
+    """Which checkpoint is attacked, and from which other arms start."""
+    hotflip: HotFlip = HotFlip()
+    triggers: Triggers = Triggers()
+
+
+class Runtime(Part):
+    """How the machine is used. auto values are resolved once, at the first start of a run, and kept."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Count | None = None
+    """CPU threads of torch; the machine's cores unless given. Part of the result."""
+    log_every_seconds: Positive = 15.0
+    """Plain progress lines, where there is no terminal."""
+
+
+class Experiment(Part):
+    """One experiment: model, data, arms, training, evaluation, attacks and seeds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the folder under runs/."""
+    description: str = ""
+    """One line that ``isotone presets`` shows."""
+    model: Model = Model()
+    data: Data = Data()
+    training: Training = Training()
+    arms: dict[str, Arm] = {"baseline": Arm(), "monotonic": Arm(constraint=Constraint(recipe="published"))}
+    evaluation: Evaluation = Evaluation()
+    attacks: Attacks = Attacks()
+    runtime: Runtime = Runtime()
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((42,), min_length=1)
+    """One run a seed."""
+
+    @model_validator(mode="after")
+    def _arms_fit_together(self) -> "Experiment":
+        for name, arm in self.arms.items():
+            if not name.isidentifier() or name == "pretrained":
+                raise ValueError(f"arms.{name}: a name is made of letters, digits and _, and is not 'pretrained'")
+            if arm.start != "pretrained" and arm.start not in self.arms:
+                raise ValueError(
+                    f"arms.{name}.start: there is no arm {arm.start!r}; allowed: pretrained, {', '.join(self.arms)}"
+                )
+            if not arm.train and arm.training != ArmTraining():
+                raise ValueError(f"arms.{name}.training: the arm is not trained (train: false)")
+            if self.training_of(name).precision == "pure_bf16" and (
+                arm.train
+                and not any(a.constraint and a.constraint.recipe == "published_bf16" for a in self.arms.values())
+            ):
+                raise ValueError(
+                    "training.precision: pure_bf16 freezes constrained weights near 0; only for recipe published_bf16"
+                )
+        for name in self.arms:
+            seen, at = {name}, self.arms[name].start
+            while at != "pretrained":
+                if at in seen:
+                    raise ValueError(f"arms.{name}.start: arms start from each other in a circle")
+                seen.add(at)
+                at = self.arms[at].start
+        if "baseline" not in self.arms or self.arms["baseline"].constraint is not None:
+            raise ValueError(
+                "arms.baseline: an unconstrained arm of this name is needed, all others are compared with it"
+            )
+        if self.attacks.hotflip.flips >= self.attacks.protocol.prefix:
+            raise ValueError(
+                f"attacks.hotflip.flips: {self.attacks.hotflip.flips} flips do not fit the "
+                f"{self.attacks.protocol.prefix - 1} attackable tokens of attacks.protocol.prefix"
+            )
+        return self
+
+    def training_of(self, arm: str) -> Training:
+        """Return the training recipe of an arm: the experiment's, with what the arm overrides."""
+        return self.training.model_copy(update=self.arms[arm].training.model_dump(exclude_none=True))
+
+
+def epochs_as_fraction(epochs: float) -> Fraction:
+    """Return a number of epochs exactly: .1 is a tenth, not the nearest binary number."""
+    return Fraction(str(epochs))
