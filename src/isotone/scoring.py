@@ -1,0 +1,115 @@
+"""The one place where losses come from: the negative log-likelihood of single tokens, in nats and fp32.
+
+Shapes: B sequences, L tokens of a sequence, T scored tokens, V vocabulary, D hidden size.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits that are raised to fp32 at a time; rows are independent, so the number changes memory only."""
+
+
+class TokenScores(NamedTuple):
+    """What the model says about each scored token.
+
+    Attributes:
+        nll: negative log-likelihood in nats, fp32 [B, T].
+        correct: whether the token is the most likely one (ties go to the lowest id), bool [B, T].
+    """
+
+    nll: Tensor
+    correct: Tensor
+
+
+def token_nll(
+    model: nn.Module,
+    input_ids_BL: Tensor,
+    positions: slice | Tensor | None = None,
+    past: Any = None,
+    inputs_embeds_BLD: Tensor | None = None,
+) -> Tensor:
+    """Return −ln p(x_t | x_<t) of the tokens at ``positions``, nats, fp32 [B, T]; gradients flow to the embeddings.
+
+    Logits are computed only where they are needed, as the model returns them (a head's scaling or capping included);
+    the softmax is in fp32. Sequences of different length are padded on the right: in a causal model what follows a
+    token does not reach it, so no mask is needed.
+
+    Args:
+        model: a causal language model with the call signature of transformers.
+        input_ids_BL: token ids; always the labels, also where ``inputs_embeds_BLD`` is given.
+        positions: indices into L of the scored tokens, each at least 1, the same for all sequences;
+            None: all but the first.
+        past: key/value cache of what precedes ``input_ids_BL``. The model extends it in place: hand over a copy.
+        inputs_embeds_BLD: what the model reads instead of the embeddings of ``input_ids_BL``.
+
+    Raises:
+        ValueError: a position is 0 or outside the sequence.
+    """
+    index_T = _index(positions, input_ids_BL)
+    logits_BTV = _logits(model, input_ids_BL, index_T - 1, past, inputs_embeds_BLD)
+    labels_N = input_ids_BL[:, index_T].flatten()
+    parts = [
+        F.cross_entropy(rows_CV.float(), labels_C, reduction="none")
+        for rows_CV, labels_C in _chunks(logits_BTV, labels_N)
+    ]
+    return torch.cat(parts).view(logits_BTV.shape[:2])
+
+
+@torch.no_grad()
+def token_scores(
+    model: nn.Module, input_ids_BL: Tensor, positions: slice | Tensor | None = None, past: Any = None
+) -> TokenScores:
+    """Return loss and top-1 correctness of the tokens at ``positions``; arguments and errors as for ``token_nll``."""
+    index_T = _index(positions, input_ids_BL)
+    logits_BTV = _logits(model, input_ids_BL, index_T - 1, past, None)
+    labels_N = input_ids_BL[:, index_T].flatten()
+    nll, correct = [], []
+    for rows_CV, labels_C in _chunks(logits_BTV, labels_N):
+        nll.append(F.cross_entropy(rows_CV.float(), labels_C, reduction="none"))
+        correct.append(_lowest_argmax(rows_CV) == labels_C)
+    shape = logits_BTV.shape[:2]
+    return TokenScores(torch.cat(nll).view(shape), torch.cat(correct).view(shape))
+
+
+def leading_token(tokenizer: Any) -> int | None:
+    """Return the id put before a document's first token: BOS, else EOS, else None (the first token goes unscored)."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def _index(positions: slice | Tensor | None, input_ids_BL: Tensor) -> Tensor:
+    """Return the scored positions as indices [T] on the device of the ids."""
+    length = input_ids_BL.shape[1]
+    if isinstance(positions, Tensor):
+        index_T = positions.to(input_ids_BL.device)
+    else:
+        index_T = torch.arange(length, device=input_ids_BL.device)[slice(1, None) if positions is None else positions]
+    if index_T.numel() == 0 or int(index_T.min()) < 1 or int(index_T.max()) >= length:
+        raise ValueError(f"positions must lie in 1…{length - 1} of a sequence of {length} tokens, and not be empty")
+    return index_T
+
+
+def _logits(
+    model: nn.Module, input_ids_BL: Tensor, index_T: Tensor, past: Any, inputs_embeds_BLD: Tensor | None
+) -> Tensor:
+    inputs: dict[str, Any] = (
+        {"input_ids": input_ids_BL} if inputs_embeds_BLD is None else {"inputs_embeds": inputs_embeds_BLD}
+    )
+    if past is not None:
+        inputs["past_key_values"] = past
+    return model(**inputs, use_cache=past is not None, logits_to_keep=index_T).logits
+
+
+def _chunks(logits_BTV: Tensor, labels_N: Tensor) -> zip:
+    num_rows = max(1, CHUNK_ELEMENTS // logits_BTV.shape[-1])
+    return zip(logits_BTV.flatten(0, 1).split(num_rows), labels_N.split(num_rows), strict=True)
+
+
+def _lowest_argmax(logits_CV: Tensor) -> Tensor:
+    """Return the lowest index of the maximum; ``argmax`` itself promises no order among ties."""
+    vocabulary_V = torch.arange(logits_CV.shape[-1], device=logits_CV.device)
+    is_max_CV = logits_CV == logits_CV.amax(dim=-1, keepdim=True)
+    return torch.where(is_max_CV, vocabulary_V, logits_CV.shape[-1]).amin(dim=-1)
