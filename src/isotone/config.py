@@ -28,7 +28,7 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[Number, Field(ge=0, le=1)]
+Share = Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -59,7 +59,7 @@ class Data(Part):
     """The corpus, its splits and its packing."""
 
     source: str = "web-bible"
-    """``web-bible`` (bundled), a file or folder (txt, jsonl, jsonl.gz, jsonl.zst, parquet), or a data set on the hub."""
+    """``web-bible`` (bundled), a file or folder (txt, jsonl, jsonl.gz, jsonl.zst, parquet), or a hub data set."""
     text_field: str = "text"
     """The field that holds the text, in jsonl, parquet and hub data sets."""
     config_name: str | None = None
@@ -70,9 +70,9 @@ class Data(Part):
     """Branch, tag or commit of the hub data set; setup pins it to a commit."""
     num_documents: Count | None = None
     """Take only the first N documents."""
-    min_chars: int = Field(1, ge=1)
+    min_chars: Annotated[int, Field(ge=1)] = 1
     """Leave out documents with fewer characters; they are counted."""
-    sequence_length: int = Field(256, ge=8)
+    sequence_length: Annotated[int, Field(ge=8)] = 256
     """Tokens in a training row."""
     fractions: dict[str, Share] = DEFAULT_FRACTIONS
     """Share of documents of each split: train, validation, test, attack_search, attack_test."""
@@ -92,7 +92,7 @@ class Constraint(Part):
     """How an arm's feed-forward weights are kept non-negative, and where they start."""
 
     recipe: Recipe | None = None
-    """A named combination of parametrization, initialization and precision; what is given beside it takes precedence."""
+    """A named combination of parametrization, initialization and precision; what is given beside it goes first."""
     scope: Scope = "mlp_both"
     """Which projections are constrained."""
     parametrization: Parametrization | None = None
@@ -135,14 +135,14 @@ class Training(Part):
     clip: Positive = 1.0
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
-    """fp32, or fp32 masters with bf16 autocast; auto is resolved once by the device. pure_bf16 belongs to published_bf16."""
+    """fp32, or bf16 autocast over fp32 masters; auto: by the device, once. pure_bf16 belongs to published_bf16."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     save_every_steps: Count = 500
     """Checkpoint every N optimizer steps."""
     save_every_minutes: Positive = 15.0
     """Checkpoint at least every M minutes."""
-    keep_last: int = Field(2, ge=2)
+    keep_last: Annotated[int, Field(ge=2)] = 2
     """Checkpoints kept beside the best one."""
     validate_every_steps: Count | None = None
     """Validate every N optimizer steps, and always at epoch ends."""
@@ -185,15 +185,15 @@ class Evaluation(Part):
     """Windows in one forward pass."""
     num_documents: Count | None = None
     """Take only the first N documents of the test split."""
-    checkpoints: tuple[Checkpoint, ...] = ("last", "best")
+    checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)] = ("last", "best")
     """Which checkpoints of a trained arm are evaluated."""
 
 
 class Protocol(Part):
     """Prefix/continuation protocol: tokens 1…prefix−1 are attacked, gap is neither attacked nor scored."""
 
-    prefix: int = Field(64, ge=2)
-    gap: int = Field(8, ge=0)
+    prefix: Annotated[int, Field(ge=2)] = 64
+    gap: Annotated[int, Field(ge=0)] = 8
     continuation: Count = 64
 
     @property
@@ -207,7 +207,7 @@ class HotFlip(Part):
 
     flips: Count = 10
     """Most edited tokens a document (Hamming distance)."""
-    methods: tuple[Literal["once", "iterative"], ...] = ("once", "iterative")
+    methods: Annotated[tuple[Literal["once", "iterative"], ...], Field(min_length=1)] = ("once", "iterative")
     """once: one gradient, all flips together; iterative: gradient, exact evaluation and one flip a round."""
     candidates: Count = 32
     """Exactly evaluated candidates a round."""
@@ -274,7 +274,7 @@ class Experiment(Part):
     evaluation: Evaluation = Evaluation()
     attacks: Attacks = Attacks()
     runtime: Runtime = Runtime()
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((42,), min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (42,)
     """One run a seed."""
 
     @model_validator(mode="after")
