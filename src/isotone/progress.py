@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 _SPEED_WINDOW_S = 600.0  # one batch of documents may take longer than rich's default of 30 s
 
 
-class ProgressBar:
+class Progress:
     """What ``progress`` yields; report to it as often as convenient."""
 
-    def __init__(self, title: str, total: int, unit: str, interval_s: float, rich_progress: "Progress", stream: TextIO):
+    def __init__(
+        self, title: str, total: int, unit: str, interval_s: float, rich_progress: "RichProgress", stream: TextIO
+    ):
         self._title, self._total, self._unit, self._interval_s = title, total, unit, interval_s
         self._progress, self._stream = rich_progress, stream
         self._task: TaskID = rich_progress.add_task(title, total=total, unit=f"{unit}s", text="")
@@ -62,7 +65,7 @@ def progress(
     interval_s: float = 15.0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[ProgressBar]:
+) -> Iterator[Progress]:
     """Show the progress of one piece of work while the block runs; bars are not nested.
 
     Args:
@@ -76,7 +79,7 @@ def progress(
     stream = stream or sys.stderr
     shown = stream.isatty() and os.environ.get("TERM") != "dumb"
     rich_progress = _rich_progress(stream, shown, clock)
-    bar = ProgressBar(title, total, unit, interval_s, rich_progress, stream)
+    bar = Progress(title, total, unit, interval_s, rich_progress, stream)
     try:
         with rich_progress:
             if shown:
@@ -86,12 +89,11 @@ def progress(
         bar.close()
 
 
-def _rich_progress(stream: TextIO, shown: bool, clock: Callable[[], float]) -> "Progress":
+def _rich_progress(stream: TextIO, shown: bool, clock: Callable[[], float]) -> "RichProgress":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -100,7 +102,7 @@ def _rich_progress(stream: TextIO, shown: bool, clock: Callable[[], float]) -> "
     def plain(field: str, **options: Any) -> TextColumn:
         return TextColumn(field, markup=False, **options)
 
-    return Progress(
+    return RichProgress(
         plain("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
