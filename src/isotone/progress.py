@@ -90,25 +90,19 @@ def progress(
 
 
 def _rich_progress(stream: TextIO, shown: bool, clock: Callable[[], float]) -> "RichProgress":
+    from rich import progress as parts
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    def plain(field: str, **options: Any) -> TextColumn:
-        return TextColumn(field, markup=False, **options)
+    def plain(field: str, **options: Any) -> parts.TextColumn:
+        return parts.TextColumn(field, markup=False, **options)
 
-    return RichProgress(
+    return parts.Progress(
         plain("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        parts.BarColumn(bar_width=24),
+        parts.MofNCompleteColumn(),
         plain("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        parts.TimeElapsedColumn(),
+        parts.TimeRemainingColumn(),
         plain("left"),
         plain("{task.fields[text]}"),
         console=Console(file=stream),
