@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +146,16 @@ class JsonLines:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def publish_directory(path: Path | str, files: Mapping[str, bytes]) -> None:
+def publish_directory(path: Path | str, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
     """Write a folder that is complete or absent, with a manifest of its files' sizes and hashes.
 
     The order is: sibling with a fixed name (a leftover of a kill is swept) → files synced → manifest synced → sibling
     synced → rename → parent synced → sizes and hashes read back.
+
+    Args:
+        path: the folder.
+        files: contents by name; what does not fit in memory comes as an iterable of parts, consumed in the order of
+            the names (free space is then not known to suffice beforehand: see ``require_free_space``).
 
     Raises:
         DiskFullError: no space or quota left; nothing was published.
@@ -166,11 +171,10 @@ def publish_directory(path: Path | str, files: Mapping[str, bytes]) -> None:
         try:
             if aside.exists():
                 shutil.rmtree(aside)
-            require_free_space(path.parent, int(1.2 * sum(map(len, files.values()))))
+            known = sum(len(data) for data in files.values() if isinstance(data, bytes))
+            require_free_space(path.parent, int(1.2 * known))
             aside.mkdir()
-            for name, data in files.items():
-                _write_synced(aside / name, data)
-            entries = {name: {"size": len(data), "sha256": sha256_bytes(data)} for name, data in files.items()}
+            entries = {name: _write_hashed(aside / name, data) for name, data in files.items()}
             _write_synced(aside / MANIFEST, dump_json({"format": FORMAT, "files": entries}))
             sync_folder(aside)
             os.rename(aside, path)
@@ -181,8 +185,12 @@ def publish_directory(path: Path | str, files: Mapping[str, bytes]) -> None:
     verify_directory(path)
 
 
-def verify_directory(path: Path | str) -> None:
+def verify_directory(path: Path | str, *, hashes: bool = True) -> None:
     """Check a published folder against its manifest.
+
+    Args:
+        path: the folder.
+        hashes: read every byte; otherwise only presence and sizes are checked.
 
     Raises:
         CorruptError: names the first file that is missing or different.
@@ -201,7 +209,7 @@ def verify_directory(path: Path | str) -> None:
             raise CorruptError(f"{file} is missing")
         if file.stat().st_size != expected["size"]:
             raise CorruptError(f"{file} has {file.stat().st_size} bytes, {expected['size']} were written")
-        if sha256_file(file) != expected["sha256"]:
+        if hashes and sha256_file(file) != expected["sha256"]:
             raise CorruptError(f"{file} does not have the hash that was written")
 
 
@@ -292,12 +300,22 @@ def sync_folder(path: Path | str) -> None:
 
 
 def _write_synced(path: Path, data: bytes) -> None:
+    _write_hashed(path, data)
+
+
+def _write_hashed(path: Path, data: bytes | Iterable[bytes]) -> dict[str, Any]:
+    """Write and sync a file; return its entry in the manifest."""
+    size, digest = 0, hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        _write_all(descriptor, data)
+        for part in [data] if isinstance(data, bytes) else data:
+            _write_all(descriptor, part)
+            size += len(part)
+            digest.update(part)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
