@@ -1,0 +1,22 @@
+"""The entry point: handlers and environment first, then the command line, then one line for what went wrong."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the contract promises."""
+    from isotone.interruption import StopFlag
+
+    stop = StopFlag()
+    if len(sys.argv) > 1 and sys.argv[1] in ("run", "doctor", "evaluate"):
+        from isotone.reexec import ensure_environment
+
+        ensure_environment()  # replaces the process if the environment must change before Python starts
+        stop.install()
+    from isotone.cli import run_command_line
+
+    sys.exit(run_command_line(sys.argv[1:], stop))
+
+
+if __name__ == "__main__":
+    main()

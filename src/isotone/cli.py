@@ -1,0 +1,297 @@
+"""The command line: parses and calls. No logic, and no torch until a command needs it."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isotone.errors import IsotoneError, Stopped, UsageError
+from isotone.interruption import StopFlag
+
+app = typer.Typer(
+    name="isotone",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make language models monotone, train them, attack them, and compare them fairly with their unconstrained twins.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Show, check or describe an experiment's configuration.")
+app.add_typer(config_app, name="config")
+
+_stop = StopFlag()
+
+
+def run_command_line(arguments: list[str], stop: StopFlag) -> int:
+    """Run one command and return its exit code; errors become one line unless ``--debug`` is among the arguments."""
+    global _stop
+    _stop = stop
+    debug = "--debug" in arguments
+    try:
+        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Stopped as stopped:
+        _print_error("PARTIAL", stopped, debug)
+        print("Run the same command again to continue.", file=sys.stderr)
+        return stopped.exit_code
+    except IsotoneError as error:
+        _print_error("ERROR", error, debug)
+        return error.exit_code
+    except typer.Exit as left:
+        return left.exit_code
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # the parser's own errors
+            print(f"ERROR: {error.format_message()} (isotone --help)", file=sys.stderr)
+            return 2
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"ERROR: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _print_error(word: str, error: IsotoneError, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    for line in str(error).splitlines():  # a configuration may have several faults, one a line
+        print(f"{word}: {line.strip()}", file=sys.stderr)
+
+
+# --- arguments that several commands share ---------------------------------------------------------------------------
+
+ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset's name, or a YAML file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME/seed-N, or runs/NAME.")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the experiment.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    experiment: ExperimentArgument,
+    seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else the first of seeds.")] = None,
+    out: OutOption = Path("runs"),
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
+    max_epochs_per_run: Annotated[
+        str | None, typer.Option(metavar="X", help="Stop after X epochs of training in this process (0.5, 1/3).")
+    ] = None,
+    max_minutes_per_run: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Stop, with everything saved, after X minutes.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Set what these stages left aside, and start them over.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run an experiment to its end, or continue it: the same command does both."""
+    from isotone.config_io import load_experiment, resolve_seed
+    from isotone.pipeline.context import Allowance
+    from isotone.pipeline.run_directory import RunDirectory
+    from isotone.pipeline.runner import Request, run_nodes
+
+    config = load_experiment(experiment, overrides)
+    chosen_seed = resolve_seed(config, seed)
+    directory = RunDirectory.of(out, config.name, chosen_seed)
+    allowance = Allowance(_epochs(max_epochs_per_run), max_minutes_per_run)
+    request = Request(config, directory, chosen_seed, until, only, fresh, allowance)
+    run_nodes(request, _stop, lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"COMPLETE: {directory.root}")
+
+
+def _epochs(text: str | None) -> Any:
+    from fractions import Fraction
+
+    if text is None:
+        return None
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"--max-epochs-per-run {text!r} is not a number; give 1, 0.5 or 1/3") from None
+    if value <= 0:
+        raise UsageError(f"--max-epochs-per-run {text} must be above 0")
+    return value
+
+
+@app.command()
+def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Show how every stage of a run stands."""
+    from isotone.pipeline.status import format_status, run_status
+
+    rows = run_status(run_folder)
+    print(json.dumps(rows, indent=1) if as_json else format_status(rows))
+
+
+@app.command()
+def why(run_folder: RunArgument, debug: DebugOption = False) -> None:
+    """Say why a run is not complete, and what to do."""
+    from isotone.pipeline.status import explain_run
+
+    print(explain_run(run_folder))
+
+
+@app.command()
+def clean(
+    run_folder: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only list.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Remove what interruptions and --fresh left behind; results and checkpoints of complete stages stay."""
+    from isotone.pipeline.clean import clean_run
+
+    for line in clean_run(run_folder, remove=yes):
+        print(line)
+
+
+@app.command()
+def report(run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...")], debug: DebugOption = False) -> None:
+    """Write report.html anew from a run's records and results."""
+    from isotone.pipeline.run_directory import RunDirectory
+    from isotone.report import write_report
+
+    for folder in run_folders:
+        print(write_report(RunDirectory.find(folder).root))
+
+
+@app.command()
+def export(
+    run_folder: RunArgument,
+    arm: Annotated[str, typer.Argument(metavar="ARM")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    debug: DebugOption = False,
+) -> None:
+    """Write an arm as a folder that loads with AutoModelForCausalLM.from_pretrained, without isotone."""
+    from isotone.pipeline.export import export_arm
+
+    print(export_arm(run_folder, arm, folder, checkpoint))
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def presets(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the experiments that come with isotone."""
+    from isotone.config_io import list_presets
+
+    found = list_presets()
+    if as_json:
+        print(json.dumps([preset._asdict() for preset in found], indent=1))
+        return
+    width = max(len(preset.name) for preset in found)
+    for preset in found:
+        print(f"{preset.name:{width}}  {preset.description}")
+
+
+@config_app.command("show")
+def config_show(
+    experiment: ExperimentArgument,
+    overrides: SetOption = [],  # noqa: B006
+    defaults: Annotated[bool, typer.Option(help="Show values left at their default, too.")] = True,
+    debug: DebugOption = False,
+) -> None:
+    """Print an experiment as YAML."""
+    from isotone.config_io import dump_yaml, load_experiment
+
+    print(dump_yaml(load_experiment(experiment, overrides), defaults=defaults), end="")
+
+
+@config_app.command("check")
+def config_check(
+    experiment: ExperimentArgument,
+    overrides: SetOption = [],  # noqa: B006
+    debug: DebugOption = False,
+) -> None:
+    """Validate an experiment; exit 2 with file and key if something is wrong."""
+    from isotone.config_io import load_experiment
+
+    config = load_experiment(experiment, overrides)
+    print(f"{experiment}: valid; experiment {config.name}, arms {', '.join(config.arms)}, seeds {', '.join(map(str, config.seeds))}")
+
+
+@config_app.command("schema")
+def config_schema(debug: DebugOption = False) -> None:
+    """Print the JSON schema of an experiment file."""
+    from isotone.config_io import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+# --- models and checks -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(debug: DebugOption = False) -> None:
+    """Check this machine in about a minute: exit 0 only if everything holds, else 3."""
+    from isotone.doctor import run_doctor
+
+    run_doctor()
+
+
+@app.command()
+def constrain(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="pocket, a folder, a GGUF file, or a hub name.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the constrained model.")],
+    scope: Annotated[str, typer.Option(help="Which projections.")] = "mlp_both",
+    parametrization: Annotated[str, typer.Option(help="How weights are kept non-negative.")] = "scaled_softplus",
+    initialization: Annotated[str, typer.Option(help="Where they start.")] = "absolute",
+    debug: DebugOption = False,
+) -> None:
+    """Constrain a model's feed-forward weights and write it as a plain folder with its certificate."""
+    from isotone.pipeline.export import constrain_to_folder
+
+    certificate = constrain_to_folder(model, out, scope, parametrization, initialization)
+    print(f"{out}: {certificate.verdict}")
+
+
+@app.command()
+def certify(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER")],
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say what is proved about the feed-forward networks of a model folder; exit 3 when violated."""
+    from isotone.constraint import certify as certify_model
+
+    certificate = certify_model(folder)
+    found = certificate.to_dict()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(f"{folder}: {certificate.verdict}")
+        for reason in found["reasons"]:
+            print(f"  {reason}")
+    if certificate.verdict == "violated":
+        raise typer.Exit(3)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    documents: Annotated[Path, typer.Option("--documents", help="txt, jsonl(.gz, .zst) or parquet.")],
+    text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for per-document results; resumes.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Measure a model's perplexity and bits per byte on documents."""
+    from isotone.pipeline.export import evaluate_documents
+
+    print(json.dumps(evaluate_documents(model, documents, text_field, out, _stop), indent=1))
+
+
+@app.command()
+def version(debug: DebugOption = False) -> None:
+    """Print the versions of isotone and of what it runs on."""
+    from isotone.environment import provenance
+
+    print(json.dumps(provenance(), indent=1))
+

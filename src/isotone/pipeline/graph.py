@@ -1,0 +1,106 @@
+"""The graph of a run: nodes are (kind, arm), edges say what must be complete before what.
+
+The eight numbered stages are a view of the graph: a stage is a group of nodes that a job runs together.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from isotone.config import Experiment
+from isotone.errors import UsageError
+
+PER_ARM_MEASURES = ("evaluate", "triggers", "hotflip")
+"""Kinds that measure every arm; they may run side by side."""
+
+_NUMBERS = {"setup": 0, "constrain": 1, "evaluate": 4, "triggers": 5, "hotflip": 6, "aggregate": 7}
+
+
+@dataclass(frozen=True, order=True)
+class Node:
+    """One unit of work with one record: a kind and, except for setup and aggregate, an arm."""
+
+    kind: str
+    arm: str | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.arm is None else f"{self.kind}.{self.arm}"
+
+
+class Graph:
+    """The nodes of an experiment, in an order in which each comes after all it needs."""
+
+    def __init__(self, experiment: Experiment):
+        self._arms = experiment.arms
+        self.needs: dict[Node, tuple[Node, ...]] = {Node("setup"): ()}
+        for name in self._arms_in_order():
+            arm, before = self._arms[name], self._start_node(name)
+            if arm.constraint:
+                self._add(Node("constrain", name), before)
+                before = Node("constrain", name)
+            if arm.train:
+                self._add(Node("train", name), before)
+        for kind in PER_ARM_MEASURES:
+            for name in self._arms:
+                self._add(Node(kind, name), self.end_of(name))
+        measures = [Node(kind, name) for kind in PER_ARM_MEASURES for name in self._arms]
+        self.needs[Node("aggregate")] = (Node("setup"), *measures)
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """All nodes, by stage number, each after what it needs."""
+        return sorted(self.needs, key=lambda node: self.stage_number(node))
+
+    def end_of(self, arm: str) -> Node:
+        """Return the node whose completion gives the arm's final weights."""
+        config = self._arms[arm]
+        if config.train:
+            return Node("train", arm)
+        return Node("constrain", arm) if config.constraint else self._start_node(arm)
+
+    def stage_of(self, node: Node) -> str:
+        """Return the name of the stage that runs a node: what an arm needs that starts from another arm is one stage."""
+        if node.kind == "train" or (node.kind == "constrain" and self._arms[node.arm or ""].start != "pretrained"):
+            return f"train_{node.arm}"
+        return node.kind
+
+    def stage_number(self, node: Node) -> int:
+        """Return the founding number of the stage that runs a node; all trained arms but the baseline are number 3."""
+        stage = self.stage_of(node)
+        return _NUMBERS.get(stage, 2 if stage == "train_baseline" else 3)
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Names and numbers of the stages, in order."""
+        return {self.stage_of(node): self.stage_number(node) for node in self.nodes}
+
+    def find_stage(self, text: str) -> str:
+        """Return the name of the stage that a name or number means.
+
+        Raises:
+            UsageError: no such stage; lists what there is.
+        """
+        if text in self.stages:
+            return text
+        named = [name for name, number in self.stages.items() if text == str(number)]
+        if text == "3" and "train_monotonic" in named:
+            return "train_monotonic"
+        if len(named) == 1:
+            return named[0]
+        known = ", ".join(f"{number} {name}" for name, number in self.stages.items())
+        raise UsageError(f"there is no stage {text!r}; this experiment has: {known}")
+
+    def _add(self, node: Node, before: Node) -> None:
+        self.needs[node] = (Node("setup"),) if before == Node("setup") else (Node("setup"), before)
+
+    def _start_node(self, arm: str) -> Node:
+        start = self._arms[arm].start
+        return Node("setup") if start == "pretrained" else self.end_of(start)
+
+    def _arms_in_order(self) -> list[str]:
+        """Return the arms with each one after the arm that it starts from (circles were refused by the schema)."""
+
+        def depth(name: str) -> int:
+            start = self._arms[name].start
+            return 0 if start == "pretrained" else 1 + depth(start)
+
+        return sorted(self._arms, key=depth)

@@ -1,0 +1,67 @@
+"""What is decided once: device, threads and precision are resolved at the first start of a run and kept.
+
+They decide bits. A resume that would change one is refused; a resume that says ``auto`` takes what was decided.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from isotone.config import Experiment
+from isotone.config_io import dump_yaml, load_experiment
+from isotone.errors import UsageError
+from isotone.pipeline.run_directory import RunDirectory
+from isotone import records
+
+_DECIDED = (("runtime", "device"), ("runtime", "threads"), ("training", "precision"), ("model", "attention"))
+
+
+def resolve(experiment: Experiment, run: RunDirectory) -> Experiment:
+    """Return the experiment with nothing left open, and write it to the run's config.yaml.
+
+    Raises:
+        UsageError: a value given now differs from the one decided when the run began; names the key and both values.
+    """
+    before = load_experiment(str(run.config), []) if run.config.is_file() else None
+    resolved = _resolved_as(experiment, before) if before else _resolved_here(experiment)
+    text = dump_yaml(resolved)
+    if not run.config.is_file() or run.config.read_text() != text:
+        records.write_text(run.config, text)
+    return resolved
+
+
+def _resolved_here(experiment: Experiment) -> Experiment:
+    from isotone.determinism import resolve_device, resolve_precision, resolve_threads
+
+    device = resolve_device(experiment.runtime.device)
+    threads = resolve_threads(experiment.runtime.threads)
+    precision = resolve_precision(experiment.training.precision, device)
+    return _with(experiment, {("runtime", "device"): device, ("runtime", "threads"): threads,
+                              ("training", "precision"): precision})
+
+
+def _resolved_as(experiment: Experiment, before: Experiment) -> Experiment:
+    decided: dict[tuple[str, str], Any] = {}
+    for part, key in _DECIDED:
+        now, was = getattr(getattr(experiment, part), key), getattr(getattr(before, part), key)
+        if now in (None, "auto"):
+            decided[part, key] = was
+        elif now != was:
+            raise UsageError(
+                f"{part}.{key} is {now}, but this run was started with {was}, and it decides the bits of the results; "
+                f"leave it out, or start another run with --out"
+            )
+    return _with(experiment, decided)
+
+
+def _with(experiment: Experiment, values: dict[tuple[str, str], Any]) -> Experiment:
+    parts: dict[str, dict[str, Any]] = {}
+    for (part, key), value in values.items():
+        parts.setdefault(part, {})[key] = value
+    return experiment.model_copy(
+        update={part: getattr(experiment, part).model_copy(update=changed) for part, changed in parts.items()}
+    )
+
+
+def default_out() -> Path:
+    """Return where runs go if nothing is said: ./runs."""
+    return Path("runs")

@@ -1,0 +1,184 @@
+"""Runs the nodes of a run in order: skips what is complete, refuses what is stale, continues what is partial."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.config import Experiment
+from isotone.environment import gpu_line, provenance
+from isotone.errors import BlockedError, IsotoneError, Stopped, UsageError
+from isotone.interruption import StopFlag
+from isotone.pipeline.context import Allowance, Context, Stage
+from isotone.pipeline.graph import Graph, Node
+from isotone.pipeline.lease import lease
+from isotone.pipeline.record import Standing, standing, write_record
+from isotone.pipeline.resolve import resolve
+from isotone.pipeline.run_directory import RunDirectory
+
+_DERIVED = {"aggregate"}
+"""Kinds that are made anew from their inputs in seconds: stale ones are simply redone."""
+
+
+@dataclass
+class Request:
+    """What ``isotone run`` was asked for."""
+
+    experiment: Experiment
+    run: RunDirectory
+    seed: int
+    until: str | None = None
+    only: str | None = None
+    fresh: bool = False
+    allowance: Allowance | None = None
+
+
+def run_nodes(request: Request, stop: StopFlag, say: Callable[[str], None] = print) -> None:
+    """Bring every requested node to completion.
+
+    Raises:
+        Stopped: a part was saved; run again to continue.
+        BlockedError: something that a requested node needs is missing, stale or held by another process.
+        UsageError: the configuration contradicts what stands in the run's folder.
+    """
+    experiment = resolve(request.experiment, request.run)
+    graph = Graph(experiment)
+    chosen = _chosen(graph, request)
+    if request.fresh:
+        for node in chosen:
+            _set_aside(request.run, node, say)
+    _prepare_torch(experiment, request.seed)
+    allowance = request.allowance or Allowance()
+    for node in chosen:
+        context = Context(experiment, graph, request.run, request.seed, node, stop, allowance, say)
+        _bring_to_completion(context)
+
+
+def _chosen(graph: Graph, request: Request) -> list[Node]:
+    if request.only and request.until:
+        raise UsageError("give either --only or --until, not both")
+    if request.only:
+        stage = graph.find_stage(request.only)
+        return [node for node in graph.nodes if graph.stage_of(node) == stage]
+    if request.until:
+        last = graph.stages[graph.find_stage(request.until)]
+        return [node for node in graph.nodes if graph.stage_number(node) <= last]
+    return graph.nodes
+
+
+def _bring_to_completion(context: Context) -> None:
+    if _is_complete(context):
+        context.say(f"{context.node}: complete")
+        return
+    _require_upstream(context)
+    context.stop.check(f"before {context.node}: nothing of it had begun; the run")
+    with lease(context.run.lease(context.node), str(context.node)):
+        if _is_complete(context):  # another process finished it while this one waited for the lease
+            return
+        _attempt(context)
+
+
+def _is_complete(context: Context) -> bool:
+    now = _standing(context, context.node)
+    if now.state == "complete":
+        return True
+    if now.state == "stale" and context.node.kind not in _DERIVED:
+        raise (UsageError if now.by_config else BlockedError)(
+            f"{context.node} is complete for another configuration or input ({now.reason}); "
+            f"undo the change, choose another --out or name, or set the old result aside: "
+            f"isotone run … --only {context.graph.stage_of(context.node)} --fresh"
+        )
+    return False
+
+
+def _require_upstream(context: Context) -> None:
+    for needed in context.graph.needs[context.node]:
+        now = _standing(context, needed)
+        if now.state != "complete":
+            stage = context.graph.stage_of(needed)
+            raise BlockedError(
+                f"{context.node} needs {needed}, which is {now.state} ({now.reason}); "
+                f"run stage {stage} first: isotone run … --until {stage}"
+            )
+
+
+def _standing(context: Context, node: Node) -> Standing:
+    return standing(context.run, context.graph, context.experiment, context.seed, node)
+
+
+def _attempt(context: Context) -> None:
+    node, log = context.node, records.JsonLines(context.run.attempts)
+    context.say(f"{node}: starts · {gpu_line()}")
+    started = time.time()
+    entry: dict[str, Any] = {"node": str(node), "pid": os.getpid(), "started": started}
+    log.append({**entry, "outcome": "started"})
+    timer = _wall_clock(context)
+    try:
+        outputs = _stage(node)(context)
+        write_record(
+            context.run, context.graph, context.experiment, context.seed, node, outputs,
+            {**provenance(), "started": started, "seconds": time.time() - started},
+        )
+    except BaseException as error:
+        log.append({**entry, "ended": time.time(), "outcome": _outcome(error), "reason": str(error) or repr(error)})
+        raise
+    finally:
+        timer.cancel()
+    log.append({**entry, "ended": time.time(), "outcome": "complete"})
+    shutil.rmtree(context.run.work(node), ignore_errors=True)
+    context.say(f"{node}: complete after {time.time() - started:.1f} s")
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, Stopped):
+        return "partial"
+    return "blocked" if isinstance(error, BlockedError) else "failed"
+
+
+def _wall_clock(context: Context) -> threading.Timer:
+    """Ask for a stop when the minutes of this process are used up, whatever stage it is in."""
+    minutes = context.allowance.minutes
+    left = float("inf") if minutes is None else max(0.0, minutes * 60 - _seconds_since_start())
+    timer = threading.Timer(min(left, threading.TIMEOUT_MAX), context.stop.request, ["--max-minutes-per-run"])
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _seconds_since_start() -> float:
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
+
+
+def _stage(node: Node) -> Stage:
+    return import_module(f"isotone.pipeline.stages.{node.kind}").run
+
+
+def _prepare_torch(experiment: Experiment, seed: int) -> None:
+    from isotone import determinism
+
+    determinism.prepare(seed, threads=experiment.runtime.threads, device=experiment.runtime.device)
+
+
+def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:
+    """Rename everything that a node has left, so that it starts from nothing and nothing is lost."""
+    places: list[Path] = [run.record(node), run.node_result(node), run.documents(node), run.metrics(node), run.work(node)]
+    if node.kind == "setup":
+        places += [run.data, run.pinned_model]
+    if node.kind in ("constrain", "train") and node.arm:
+        places.append(run.checkpoints(node.arm))
+    for place in places:
+        if place.exists():
+            say(f"{node}: {place} set aside as {records.set_aside(place).name}")
+
+
+def explain(error: IsotoneError) -> str:
+    """Return the one line that a user sees for an error."""
+    return " ".join(str(error).split())

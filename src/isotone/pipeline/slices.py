@@ -1,0 +1,66 @@
+"""Which part of the configuration a node depends on: what is hashed into its record, with defaults left out.
+
+A value that cannot change a node's result (how often to save, what to log) is in no slice, so changing it makes nothing stale.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from isotone.config import Experiment
+from isotone.pipeline.graph import Node
+
+_HARMLESS_TRAINING = {"save_every_steps", "save_every_minutes", "keep_last"}
+
+
+def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any]:
+    """Return what a node uses of the resolved experiment, as JSON."""
+    attacks = experiment.attacks
+    match node.kind:
+        case "setup":
+            return {"model": _given(experiment.model), "data": _given(experiment.data)}
+        case "constrain":
+            constraint = experiment.arms[_arm(node)].constraint
+            return {"constraint": _given(constraint), "start": _start(experiment, node), **_machine(experiment)}
+        case "train":
+            recipe = experiment.training_of(_arm(node))
+            return {
+                "training": {k: v for k, v in _given(recipe).items() if k not in _HARMLESS_TRAINING},
+                "start": _start(experiment, node),
+                "seed": seed,
+                **_machine(experiment),
+            }
+        case "evaluate":
+            return {"evaluation": _given(experiment.evaluation), "primary": attacks.checkpoint, **_machine(experiment)}
+        case "hotflip" | "triggers":
+            other = {"hotflip": "triggers", "triggers": "hotflip"}[node.kind]
+            chosen = {k: v for k, v in _given(attacks).items() if k != other}
+            return {"attacks": chosen, "seed": seed, **_machine(experiment)}
+        case "aggregate":
+            return {
+                "arms": {name: _given(arm) for name, arm in experiment.arms.items()},
+                "training": {k: v for k, v in _given(experiment.training).items() if k not in _HARMLESS_TRAINING},
+                "attacks": _given(attacks),
+                "seed": seed,
+            }
+    raise AssertionError(f"no slice for {node}")
+
+
+def _given(part: BaseModel | None) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude_defaults=True) if part else {}
+
+
+def _arm(node: Node) -> str:
+    assert node.arm is not None
+    return node.arm
+
+
+def _start(experiment: Experiment, node: Node) -> dict[str, str]:
+    start = experiment.arms[_arm(node)].start
+    return {"arm": start} if start == "pretrained" else {"arm": start, "checkpoint": experiment.attacks.checkpoint}
+
+
+def _machine(experiment: Experiment) -> dict[str, Any]:
+    """Return what of the machine decides the bits: device kind, threads and kernel."""
+    runtime = experiment.runtime
+    return {"device": runtime.device, "threads": runtime.threads, "attention": experiment.model.attention}

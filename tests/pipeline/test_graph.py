@@ -1,0 +1,65 @@
+import pytest
+
+from isotone.config import Arm, Constraint, Experiment
+from isotone.errors import UsageError
+from isotone.pipeline.graph import Graph, Node
+
+PUBLISHED = Constraint(recipe="published")
+
+
+def _experiment(**arms: Arm) -> Experiment:
+    return Experiment(name="x", arms={"baseline": Arm(), "monotonic": Arm(constraint=PUBLISHED), **arms})
+
+
+def test_two_arms_give_the_eight_founding_stages() -> None:
+    graph = Graph(_experiment())
+    assert graph.stages == {
+        "setup": 0,
+        "constrain": 1,
+        "train_baseline": 2,
+        "train_monotonic": 3,
+        "evaluate": 4,
+        "triggers": 5,
+        "hotflip": 6,
+        "aggregate": 7,
+    }
+
+
+def test_founding_edges_hold() -> None:
+    needs = Graph(_experiment()).needs
+    assert needs[Node("constrain", "monotonic")] == (Node("setup"),)
+    assert needs[Node("train", "baseline")] == (Node("setup"),)
+    assert Node("constrain", "monotonic") in needs[Node("train", "monotonic")]
+    assert Node("train", "monotonic") in needs[Node("hotflip", "monotonic")]
+    assert {Node("evaluate", "baseline"), Node("hotflip", "monotonic")} <= set(needs[Node("aggregate")])
+
+
+def test_every_node_comes_after_what_it_needs() -> None:
+    twin = Arm(start="baseline", train=False, constraint=PUBLISHED)
+    graph = Graph(_experiment(twin=twin, second=Arm(start="twin")))
+    order = graph.nodes
+    assert all(order.index(needed) < order.index(node) for node in order for needed in graph.needs[node])
+
+
+def test_an_untrained_arm_ends_where_it_is_constrained_and_has_its_own_stage() -> None:
+    graph = Graph(_experiment(twin=Arm(start="baseline", train=False, constraint=PUBLISHED)))
+    assert graph.end_of("twin") == Node("constrain", "twin")
+    assert graph.needs[Node("constrain", "twin")] == (Node("setup"), Node("train", "baseline"))
+    assert graph.stages["train_twin"] == 3
+
+
+def test_the_pretrained_model_itself_can_be_an_arm() -> None:
+    graph = Graph(_experiment(pretrained_model=Arm(train=False)))
+    assert graph.end_of("pretrained_model") == Node("setup")
+    assert graph.needs[Node("evaluate", "pretrained_model")] == (Node("setup"),)
+
+
+@pytest.mark.parametrize(("text", "name"), [("0", "setup"), ("3", "train_monotonic"), ("hotflip", "hotflip")])
+def test_a_stage_is_found_by_name_or_number(text: str, name: str) -> None:
+    graph = Graph(_experiment(twin=Arm(start="baseline", train=False, constraint=PUBLISHED)))
+    assert graph.find_stage(text) == name
+
+
+def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"no stage 'train'.*2 train_baseline"):
+        Graph(_experiment()).find_stage("train")
