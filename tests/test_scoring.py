@@ -63,8 +63,8 @@ def test_only_the_asked_positions_are_scored_in_their_order(bigram: Bigram) -> N
 
 def test_a_tie_is_correct_for_the_lowest_id_only(bigram: Bigram) -> None:
     tied = Bigram(torch.tensor([[0.2, 0.4, 0.4]] * 3))
-    assert scoring.token_scores(tied, torch.tensor([[0, 1, 2]])).correct.tolist() == [[True, False]]
-    assert scoring.token_scores(bigram, torch.tensor([[0, 0, 1, 2]])).correct.tolist() == [[True, False, True]]
+    assert scoring.token_scores(tied, torch.tensor([[0, 1, 2]])).correct_BT.tolist() == [[True, False]]
+    assert scoring.token_scores(bigram, torch.tensor([[0, 0, 1, 2]])).correct_BT.tolist() == [[True, False, True]]
 
 
 @pytest.mark.parametrize("positions", [slice(0, 2), torch.tensor([0]), torch.tensor([4]), slice(3, 3)])
@@ -78,8 +78,8 @@ def test_chunks_do_not_change_a_loss(bigram: Bigram, monkeypatch: pytest.MonkeyP
     whole = scoring.token_scores(bigram, ids)
     monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 7)
     chunked = scoring.token_scores(bigram, ids)
-    assert torch.equal(whole.nll, chunked.nll)
-    assert torch.equal(whole.correct, chunked.correct)
+    assert torch.equal(whole.nll_BT, chunked.nll_BT)
+    assert torch.equal(whole.correct_BT, chunked.correct_BT)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -17,12 +17,12 @@ class TokenScores(NamedTuple):
     """What the model says about each scored token.
 
     Attributes:
-        nll: negative log-likelihood in nats, fp32 [B, T].
-        correct: whether the token is the most likely one (ties go to the lowest id), bool [B, T].
+        nll_BT: negative log-likelihood in nats, fp32.
+        correct_BT: whether the token is the most likely one (ties go to the lowest id), bool.
     """
 
-    nll: Tensor
-    correct: Tensor
+    nll_BT: Tensor  # noqa: N815 - shape suffixes
+    correct_BT: Tensor  # noqa: N815
 
 
 def token_nll(
