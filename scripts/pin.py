@@ -14,6 +14,7 @@ EXTRAS = ("pocket", "gguf", "dev")
 
 
 def main() -> None:
+    """Print the pins."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [r for extra in EXTRAS for r in project["optional-dependencies"][extra]]
     pins = closure([Requirement(text) for text in wanted])
