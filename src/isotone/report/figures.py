@@ -1,0 +1,169 @@
+"""Figures as inline SVG that follows the page's colours and is the same, byte for byte, for the same numbers."""
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TEXT, _LINE = "#010203", "#010204"
+"""Colours that stand for the page's own and are replaced by them, so that a figure follows light and dark."""
+
+_ARM = "#0102{:02x}"
+_FIRST_ARM = 0x10
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+_MARKERS = ("o", "s", "D", "^", "v", "P")
+_STYLE: Any = {
+    "svg.hashsalt": "isotone",
+    "svg.fonttype": "none",
+    "font.family": ["sans-serif"],
+    "font.size": 10,
+    "text.color": _TEXT,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.5,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _TEXT,
+    "ytick.labelcolor": _TEXT,
+    "legend.frameon": False,
+    "path.simplify": False,
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % interval, if there is one."""
+
+    label: str
+    arm: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: points x, y of an arm; a faint one stands behind the others."""
+
+    label: str
+    arm: int
+    x: Sequence[float]
+    y: Sequence[float]
+    marked: bool = False
+    faint: bool = False
+
+
+def intervals(rows: Sequence[Interval], x_label: str, *, zero: bool = False) -> str:
+    """Draw one dot with its interval a row, the first on top; ``zero`` adds a line at 0."""
+    with _figure(4.8, 0.75 + 0.38 * len(rows), x_label) as (axes, svg):
+        for height, row in enumerate(reversed(rows)):
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [height, height], color=_color(row.arm), linewidth=2.5, alpha=0.55)
+            axes.plot(
+                [row.value], [height], marker=_MARKERS[row.arm % len(_MARKERS)], color=_color(row.arm), linestyle="none"
+            )
+        axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(axis="y", visible=False)
+        if zero:
+            axes.axvline(0, color=_TEXT, linewidth=0.8)
+    return svg()
+
+
+def curves(
+    lines: Sequence[Curve],
+    x_label: str,
+    y_label: str,
+    *,
+    steps: bool = False,
+    marks: Mapping[str, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+) -> str:
+    """Draw lines over each other, the first widest, so that equal ones are all seen.
+
+    Args:
+        lines: what is drawn, in this order.
+        x_label: quantity and unit.
+        y_label: quantity and unit.
+        steps: the values stay until the next point (shares over thresholds).
+        marks: vertical lines, by label.
+        y_range: limits of y; those of the data unless given.
+    """
+    with _figure(4.8, 3.2, x_label) as (axes, svg):
+        for line in lines:
+            axes.plot(
+                line.x,
+                line.y,
+                color=_color(line.arm),
+                linewidth=1 if line.faint else max(1.2, 3 - 0.8 * line.arm),
+                alpha=0.35 if line.faint else 1,
+                linestyle="solid" if line.faint else _DASHES[line.arm % len(_DASHES)],
+                marker=_MARKERS[line.arm % len(_MARKERS)] if line.marked else "",
+                markersize=5,
+                drawstyle="steps-post" if steps else "default",
+                label="_" if line.faint else line.label,
+            )
+        for label, x in (marks or {}).items():
+            axes.axvline(x, color=_TEXT, linewidth=0.8, linestyle=(0, (2, 2)))
+            axes.annotate(label, (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points")
+        axes.set_ylabel(y_label)
+        if y_range:
+            axes.set_ylim(*y_range)
+        axes.legend(loc="best", handlelength=3)
+    return svg()
+
+
+def _color(arm: int) -> str:
+    return _ARM.format(_FIRST_ARM + arm)
+
+
+@contextmanager
+def _figure(width_in: float, height_in: float, x_label: str) -> Iterator[tuple["Axes", Callable[[], str]]]:
+    """Yield axes and, valid after the block, a function that returns the SVG."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    rendered: list[str] = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width_in, height_in), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.set_xlabel(x_label)
+        yield axes, lambda: rendered[0]
+        file = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+        rendered.append(_inline(file.getvalue()))
+
+
+def _inline(svg: str) -> str:
+    """Return an SVG document as an element of a page: no prolog, the page's colours and fonts, no names that clash."""
+    svg = svg[svg.index("<svg") :]
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    for pattern, replacement in (
+        (r"<metadata>.*?</metadata>", ""),
+        (r"<style.*?</style>", ""),  # would apply to the whole page
+        (r'<g id="[^"]*"', "<g"),
+        (r' id="', f' id="{own}-'),
+        (r"url\(#", f"url(#{own}-"),
+        (r'href="#', f'href="#{own}-'),
+        (r"font-family: [^;\"]*;?", ""),
+        (_TEXT, "currentColor"),
+        (_LINE, "var(--line)"),
+        (r"#0102([0-9a-f]{2})", lambda m: f"var(--arm-{int(m[1], 16) - _FIRST_ARM})"),
+        (r"^<svg ", '<svg aria-hidden="true" focusable="false" '),
+    ):
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
+    return svg.strip()
