@@ -1,0 +1,110 @@
+"""The approximate shift, fitted on data: for models whose norms keep the mean.
+
+W + c vᵀ with v > 0 changes the pre-activations by c (v·u). Of all v with mean 1 and entries of at least ``LEAST``, the one
+of least variance vᵀΣv (least second moment where there is no bias to take up the mean) disturbs least; on LayerNorm it is
+the exact shift. Shapes: N calibration tokens, n inputs of a matrix.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix
+
+LEAST = 0.1
+"""Smallest entry of v: c grows with its inverse."""
+
+_ITERATIONS = 500
+
+
+@torch.no_grad()
+def calibrated_shift(
+    model: PreTrainedModel,
+    networks: Sequence[FeedForward],
+    constrained: dict[str, nn.Module],
+    rows_NL: Tensor,
+    margin: float = 0.0,
+) -> None:
+    """Make the weights of ``constrained`` non-negative in place, disturbing the model as little as such a shift can.
+
+    Args:
+        model: any causal language model of the table.
+        networks: all feed-forward networks; one is fitted after another, each on what the ones before it now put out.
+        constrained: the modules to shift, by full path.
+        rows_NL: token ids of the calibration rows.
+        margin: how far above 0 every entry ends, in standard deviations of its matrix.
+    """
+    for network in networks:
+        names = [name for name in network.names.values() if name in constrained]
+        for stage in _stages(network, names):
+            moments = {name: _Moments(matrix(constrained[name])) for name in stage}
+            handles = [constrained[n].register_forward_pre_hook(m.hook) for n, m in moments.items()]
+            try:
+                for row_L in rows_NL:
+                    ids_1L = row_L[None].to(model.device)
+                    in_eval_mode(model, lambda ids=ids_1L: model(ids, use_cache=False, logits_to_keep=1).logits)  # type: ignore[misc]
+            finally:
+                for handle in handles:
+                    handle.remove()
+            for name in stage:
+                _shift(constrained[name], moments[name], margin)
+
+
+def _stages(network: FeedForward, names: Sequence[str]) -> list[list[str]]:
+    """Return a network's names in the order of the computation: what reads the norm first, what reads its result next."""
+    first = [n for n in names if n != network.names["down"]]
+    return [stage for stage in (first, [n for n in names if n not in first]) if stage]
+
+
+class _Moments:
+    """Sums of u and uuᵀ over all tokens that a module reads, in fp64."""
+
+    def __init__(self, w: Tensor):
+        n = w.shape[1]
+        self.count = 0
+        self.sum_n = torch.zeros(n, dtype=torch.float64, device=w.device)
+        self.square_nn = torch.zeros(n, n, dtype=torch.float64, device=w.device)
+
+    def hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        u_Nn = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
+        self.count += len(u_Nn)
+        self.sum_n += u_Nn.sum(0)
+        self.square_nn.addmm_(u_Nn.T, u_Nn)
+
+
+def _shift(module: nn.Module, moments: _Moments, margin: float) -> None:
+    mean_n, second_nn = moments.sum_n / moments.count, moments.square_nn / moments.count
+    bias = bias_of(module)
+    spread_nn = second_nn if bias is None else second_nn - torch.outer(mean_n, mean_n)
+    v_n = least_disturbing_direction(spread_nn)
+    w = matrix(module)
+    wide = w.double()
+    c = (-wide / v_n).amax(1).clamp_min(0) + margin * wide.std() / v_n.min()
+    w.copy_((wide + c[:, None] * v_n).clamp_min(0))
+    if bias is not None:
+        bias.copy_(bias.double() - c * (v_n @ mean_n))
+
+
+def least_disturbing_direction(spread_nn: Tensor) -> Tensor:
+    """Return argmin vᵀ S v over {v ≥ LEAST, mean(v) = 1}, by accelerated projected gradient (Beck & Teboulle 2009)."""
+    n = len(spread_nn)
+    step = 1 / float(torch.linalg.eigvalsh(spread_nn)[-1].clamp_min(1e-30))
+    v = y = torch.ones(n, dtype=spread_nn.dtype, device=spread_nn.device)
+    t = 1.0
+    for _ in range(_ITERATIONS):
+        v_next = _project(y - step * (spread_nn @ y))
+        t_next = (1 + (1 + 4 * t * t) ** 0.5) / 2
+        y = v_next + (t - 1) / t_next * (v_next - v)
+        v, t = v_next, t_next
+    return v
+
+
+def _project(v_n: Tensor) -> Tensor:
+    """Return the nearest point of {v ≥ LEAST, mean(v) = 1}: the projection onto a simplex (Duchi et al. 2008)."""
+    mass = len(v_n) * (1 - LEAST)
+    ordered, _ = (v_n - LEAST).sort(descending=True)
+    excess = (ordered.cumsum(0) - mass) / torch.arange(1, len(v_n) + 1, device=v_n.device, dtype=v_n.dtype)
+    last = int((ordered > excess).sum()) - 1
+    return (v_n - LEAST - excess[last]).clamp_min(0) + LEAST

@@ -1,0 +1,231 @@
+"""The constraint on a model: masters V beside the weights, whose effective values W stay in the modules.
+
+``module.weight`` stays a parameter that holds W, so ``state_dict`` and ``save_pretrained`` are right at any moment. What
+the optimizer holds is V: gradients are pulled back from W to V before its step, and W is written from V after it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from isotone.constraint.architectures import architecture_of, projections_of
+from isotone.constraint.calibration import calibrated_shift
+from isotone.constraint.feed_forward import constrained_modules, feed_forwards, matrix
+from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
+from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection
+from isotone.constraint.shift import shift
+from isotone.errors import IsotoneError, UsageError
+
+ATTRIBUTE = "isotone_constraint"
+"""Attribute of a constrained model that holds its ``Constraint``."""
+
+_SCALE = ".scale"
+
+
+class Constraint:
+    """Masters V of the constrained weights, and the two moves of a training step.
+
+    A step is: backward (any number of micro-batches) → ``pull_back()`` → clip and ``optimizer.step()`` → ``push()``.
+    ``attach(optimizer)`` does both moves by hooks where nothing has to happen in between.
+
+    Attributes:
+        scope: which projections are constrained.
+        parametrization: how they are kept non-negative.
+        initialization: where they started.
+        names: full names of the constrained weights, ``<module>.weight``, first block first.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        scope: str,
+        parametrization: str,
+        initialization: str,
+        master_dtype: torch.dtype | None = None,
+    ):
+        self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
+        self._map = PARAMETRIZATIONS[parametrization]
+        self._weights = dict(weights)
+        self._masters: dict[str, nn.Parameter] = {}
+        self._scales: dict[str, float] = {}
+        for name, weight in self._weights.items():
+            if isinstance(self._map, Projection):
+                self._masters[name], self._scales[name] = weight, 1.0
+                continue
+            dtype = master_dtype or torch.promote_types(weight.dtype, torch.float32)
+            v, self._scales[name] = self._map.inverse(weight.detach().to(dtype))
+            self._masters[name] = nn.Parameter(v)
+        self.push()
+
+    def __repr__(self) -> str:
+        return (
+            f"Constraint(scope={self.scope!r}, parametrization={self.parametrization!r}, "
+            f"initialization={self.initialization!r}, num_weights={sum(w.numel() for w in self._weights.values())})"
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._weights)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the masters V (the weights themselves under ``projection``), in the order of ``names``."""
+        return list(self._masters.values())
+
+    def trainable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return what an optimizer must hold, by name: V in the place of each constrained W, the rest as it is."""
+        return {name: self._masters.get(name, p) for name, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def pull_back(self) -> None:
+        """Turn the summed gradients of the weights into gradients of the masters; once a step, before clipping."""
+        if isinstance(self._map, Projection):
+            return
+        for name, master in self._masters.items():
+            weight = self._weights[name]
+            if weight.grad is None:
+                master.grad = None
+                continue
+            master.grad = weight.grad.to(master.dtype)  # the same memory where the dtypes agree
+            weight.grad = None
+            self._map.pull_back_(master.grad, master.data, self._scales[name])
+
+    @torch.no_grad()
+    def push(self) -> None:
+        """Write W = map(V) into the modules; once a step, after the optimizer's."""
+        for name, master in self._masters.items():
+            weight = self._weights[name].data
+            if weight.dtype == master.dtype:
+                self._map.apply_(master.data, weight, self._scales[name])
+            else:
+                effective = torch.empty_like(master.data)
+                self._map.apply_(master.data, effective, self._scales[name])
+                weight.copy_(effective)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let every step of an optimizer pull back before it and push after it."""
+        optimizer.register_step_pre_hook(lambda *_: self.pull_back())
+        optimizer.register_step_post_hook(lambda *_: self.push())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the masters by name, and each one's scale under NAME.scale (fp64 scalar)."""
+        scales = {name + _SCALE: torch.tensor(s, dtype=torch.float64) for name, s in self._scales.items()}
+        return {name: m.detach() for name, m in self._masters.items()} | scales
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take masters and scales from ``state_dict()`` of the same constraint and write the weights.
+
+        Raises:
+            IsotoneError: names, shapes or dtypes are not this constraint's; names the first that differs.
+        """
+        expected = self.state_dict()
+        for name in sorted(expected.keys() | state.keys()):
+            old, new = expected.get(name), state.get(name)
+            if old is None or new is None or old.shape != new.shape or old.dtype != new.dtype:
+                found = "missing" if new is None else "unexpected" if old is None else f"{tuple(new.shape)} {new.dtype}"
+                raise IsotoneError(f"saved constraint does not fit this model: {name} is {found}")
+        for name, master in self._masters.items():
+            master.copy_(state[name])
+            self._scales[name] = float(state[name + _SCALE])
+        self.push()
+
+    def holds(self) -> bool:
+        """Return whether every effective weight is finite and non-negative (softplus may round to 0 far below)."""
+        return all(bool(((w >= 0) & torch.isfinite(w)).all()) for w in self._weights.values())
+
+
+def constrain(
+    model: PreTrainedModel,
+    scope: str = "mlp_both",
+    parametrization: str = "scaled_softplus",
+    initialization: str = "absolute",
+    generator: torch.Generator | None = None,
+    *,
+    calibration_rows_NL: Tensor | None = None,
+    master_dtype: torch.dtype | None = None,
+    will_train: bool = True,
+) -> Constraint:
+    """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
+
+    The model is changed in place: its weights become the effective ones, and ``fold(model)`` later drops the rest.
+
+    Args:
+        model: a causal language model of an architecture in the table.
+        scope: which projections are constrained.
+        parametrization: how a weight is kept non-negative.
+        initialization: where the constrained weights start.
+        generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
+        calibration_rows_NL: token ids that ``calibrated_shift`` is fitted on.
+        master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
+        will_train: whether training follows; ``shift`` then refuses a model with dropout.
+
+    Returns:
+        The constraint, also kept at ``model.isotone_constraint``.
+
+    Raises:
+        UsageError: unknown architecture or name, a scope that matches nothing, a pair that does not fit, or a model
+            that does not meet the conditions of the initialization. The model is then as it was.
+    """
+    require_pair(parametrization, initialization)
+    projections_of(architecture_of(model.config.model_type), scope)
+    if hasattr(model, ATTRIBUTE):
+        raise UsageError("constraint: the model is constrained already; fold it first")
+    modules = constrained_modules(model, scope)
+    if initialization in ("shift", "calibrated_shift"):
+        networks, margin = feed_forwards(model), margin_for(parametrization)
+        if initialization == "shift":
+            shift(model, networks, modules, margin, will_train, generator)
+        elif calibration_rows_NL is None:
+            raise UsageError("constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on")
+        else:
+            calibrated_shift(model, networks, modules, calibration_rows_NL, margin)
+    else:
+        _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
+    weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
+    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype)
+    _remember(model, constraint)
+    return constraint
+
+
+def restore(
+    model: PreTrainedModel, scope: str, parametrization: str, initialization: str, state: Mapping[str, Tensor]
+) -> Constraint:
+    """Constrain a model as it was saved: no initialization is computed, masters come from ``state``.
+
+    Args:
+        model: the model whose unconstrained parameters are loaded already.
+        scope: as in ``constrain``.
+        parametrization: as in ``constrain``.
+        initialization: how it was initialized, for the record.
+        state: what ``Constraint.state_dict`` returned.
+
+    Raises:
+        IsotoneError: the state does not fit; names the first tensor that differs.
+    """
+    require_pair(parametrization, initialization)
+    modules = constrained_modules(model, scope)
+    weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
+    dtypes = {t.dtype for n, t in state.items() if n in weights}
+    _start_each(modules, "absolute", contains_zero=False)  # any start inside the map; the state replaces it
+    constraint = Constraint(weights, scope, parametrization, initialization, dtypes.pop() if len(dtypes) == 1 else None)
+    constraint.load_state_dict(state)
+    _remember(model, constraint)
+    return constraint
+
+
+@torch.no_grad()
+def _start_each(modules: Mapping[str, nn.Module], initialization: str, contains_zero: bool) -> None:
+    for module in modules.values():
+        w = matrix(module)
+        w.copy_(relu(w) if initialization == "relu" else absolute(w, contains_zero))
+
+
+def _remember(model: PreTrainedModel, constraint: Constraint) -> None:
+    setattr(model, ATTRIBUTE, constraint)
+    model.config.isotone = {
+        "scope": constraint.scope,
+        "parametrization": constraint.parametrization,
+        "initialization": constraint.initialization,
+    }

@@ -1,0 +1,125 @@
+"""The feed-forward networks of a model in memory, and the matrices that a scope constrains.
+
+Shapes: matrices are handled as (out, in), whatever a module stores; T is the number of tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from isotone.constraint.architectures import Architecture, architecture_of, projections_of
+from isotone.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """One feed-forward network u ↦ W2 σ(W1 u + b1) + b2, or W2 (σ(W_gate u) ⊙ W1 u) where it is gated."""
+
+    block: str
+    """Path of the decoder block."""
+    names: dict[str, str]
+    """Full paths of ``up``, ``down``, ``attention_out`` and, if gated, ``gate``."""
+    up: nn.Module
+    down: nn.Module
+    activation: nn.Module
+    attention_out: nn.Module
+    gate: nn.Module | None
+
+    def hidden(self, u: Tensor) -> Tensor:
+        """Return the hidden units (…, h) of inputs ``u`` (…, d), computed in the dtype of ``u``."""
+        up = affine(self.up, u)
+        return self.activation(up) if self.gate is None else self.activation(affine(self.gate, u)) * up
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Return the network's output (…, d) for inputs ``u`` (…, d), computed in the dtype of ``u``."""
+        return affine(self.down, self.hidden(u))
+
+
+def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
+    """Return the model's feed-forward networks, first block first.
+
+    Raises:
+        UsageError: the architecture is unknown, or the model is not laid out as the table says.
+    """
+    architecture = architecture_of(model.config.model_type)
+    try:
+        blocks = model.get_submodule(architecture.blocks)
+        return [_feed_forward(model, architecture, f"{architecture.blocks}.{i}") for i in range(len(blocks))]  # type: ignore[arg-type]
+    except AttributeError as error:
+        raise UsageError(
+            f"model.source: {type(model).__name__} is not laid out like a causal {architecture.model_type} ({error})"
+        ) from error
+
+
+def _feed_forward(model: PreTrainedModel, architecture: Architecture, block: str) -> FeedForward:
+    paths = {
+        "up": architecture.up,
+        "down": architecture.down,
+        "attention_out": architecture.attention_out,
+        **({"gate": architecture.gate} if architecture.gate else {}),
+    }
+    names = {role: f"{block}.{path}" for role, path in paths.items()}
+    modules = {role: model.get_submodule(name) for role, name in names.items()}
+    for role, module in modules.items():
+        if not isinstance(module, nn.Linear | Conv1D):
+            raise UsageError(
+                f"model.source: {names[role]} is a {type(module).__name__}; only nn.Linear and Conv1D can be constrained"
+            )
+    activation = model.get_submodule(f"{block}.{architecture.activation}")
+    return FeedForward(block, names, activation=activation, gate=modules.pop("gate", None), **modules)
+
+
+def constrained_modules(model: PreTrainedModel, scope: str) -> dict[str, nn.Module]:
+    """Return the modules whose weight a scope constrains, by full path, first block first.
+
+    Raises:
+        UsageError: unknown architecture, or a scope that matches nothing in it.
+    """
+    architecture = architecture_of(model.config.model_type)
+    paths = projections_of(architecture, scope)
+    return {
+        name: model.get_submodule(name)
+        for f in feed_forwards(model)
+        for path in paths
+        for name in [f"{f.block}.{path}"]
+    }
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """Return a module's weight as (out, in); a view, so that writing to it writes to the module."""
+    weight: Tensor = module.weight.data  # type: ignore[union-attr, assignment]
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return a module's bias (out,), without gradient, or None."""
+    bias: Tensor | None = module.bias  # type: ignore[assignment]
+    return None if bias is None else bias.data
+
+
+def affine(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the module's map of ``x`` (…, in), computed in the dtype of ``x``."""
+    bias = bias_of(module)
+    return nn.functional.linear(x, matrix(module).to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def probe_tokens(model: PreTrainedModel, generator: torch.Generator | None = None, length: int = 16) -> Tensor:
+    """Return random token ids (2, length) on the model's device, for checks that need a forward pass."""
+    generator = generator or torch.Generator().manual_seed(0)
+    length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
+    return torch.randint(model.config.vocab_size, (2, length), generator=generator).to(model.device)
+
+
+def in_eval_mode(model: PreTrainedModel, run: Callable[[], Tensor]) -> Tensor:
+    """Run a forward pass without dropout and gradients and put the model's mode back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return run()
+    finally:
+        model.train(training)

@@ -1,0 +1,68 @@
+"""Where constrained weights start, and which starts a parametrization can express.
+
+``absolute`` and ``relu`` look at one matrix; ``shift`` and ``calibrated_shift`` look at the whole model (see their
+modules).
+"""
+
+from torch import Tensor
+
+from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS
+from isotone.errors import UsageError
+
+INITIALIZATIONS = ("absolute", "relu", "shift", "calibrated_shift")
+"""Names of the initializations."""
+
+MARGIN = 0.1
+"""Smallest shifted weight, in standard deviations of the matrix, where the parametrization cannot move or reach 0."""
+
+
+def why_refused(parametrization: str, initialization: str) -> str | None:
+    """Return why a pair does not fit, or None where it does."""
+    chosen = PARAMETRIZATIONS[parametrization]
+    if initialization != "relu":
+        return None  # absolute has next to no zeros, the shifts keep a margin where it is needed
+    if not chosen.contains_zero:
+        return f"relu sets about half of the weights to 0, which {parametrization} cannot reach"
+    if not chosen.revives_zero:
+        return f"relu sets about half of the weights to 0, where {parametrization} has no slope: they would stay there"
+    return None
+
+
+ALLOWED_PAIRS = frozenset((p, i) for p in PARAMETRIZATIONS for i in INITIALIZATIONS if why_refused(p, i) is None)
+"""Pairs (parametrization, initialization) that fit each other."""
+
+
+def require_pair(parametrization: str, initialization: str) -> None:
+    """Check names and their combination.
+
+    Raises:
+        UsageError: an unknown name, or a pair that does not fit; lists what is allowed.
+    """
+    if parametrization not in PARAMETRIZATIONS:
+        raise UsageError(
+            f"constraint.parametrization: {parametrization!r} is unknown; allowed: {', '.join(PARAMETRIZATIONS)}"
+        )
+    if initialization not in INITIALIZATIONS:
+        raise UsageError(
+            f"constraint.initialization: {initialization!r} is unknown; allowed: {', '.join(INITIALIZATIONS)}"
+        )
+    if reason := why_refused(parametrization, initialization):
+        fitting = [p for p in PARAMETRIZATIONS if (p, initialization) in ALLOWED_PAIRS]
+        raise UsageError(
+            f"constraint.initialization: {reason}; with relu use one of {', '.join(fitting)} as parametrization"
+        )
+
+
+def margin_for(parametrization: str) -> float:
+    """Return how far above 0 a shift must end, in standard deviations of the matrix."""
+    return 0.0 if PARAMETRIZATIONS[parametrization].revives_zero else MARGIN
+
+
+def absolute(w: Tensor, contains_zero: bool) -> Tensor:
+    """Return |W|, the published start. The published ε is a floor here, so that it is not applied twice."""
+    return w.abs() if contains_zero else w.abs().clamp_min(FLOOR)
+
+
+def relu(w: Tensor) -> Tensor:
+    """Return max(W, 0): correlated .86 with a symmetric W, where |W| has correlation 0."""
+    return w.clamp_min(0)

@@ -1,0 +1,144 @@
+"""Ways to keep a weight non-negative; each is one object: map, inverse, membership test, derivative.
+
+Shapes: v and w have any one shape, the same for all arguments of a call. ``apply_`` and ``pull_back_`` run once a step
+over every constrained weight, so they work in place, in one or two kernels, without an autograd graph.
+"""
+
+import abc
+import math
+
+import torch
+from torch import Tensor
+
+FLOOR = 1e-8
+"""Smallest weight that the inverse of a map without zeros is asked for; below it the slope is lost in rounding."""
+
+
+class Parametrization(abc.ABC):
+    """A map from unconstrained masters V to effective weights W ≥ 0."""
+
+    name: str
+    contains_zero: bool
+    """Whether some finite V gives W = 0 exactly."""
+    revives_zero: bool
+    """Whether an entry that is exactly 0 can be moved by a gradient."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    @abc.abstractmethod
+    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+        """Write map(v) into w, in place."""
+
+    @abc.abstractmethod
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+        """Turn a gradient with respect to W, in place, into the one with respect to V."""
+
+    @abc.abstractmethod
+    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+        """Return masters whose map is ``w`` (within 2e-6 relative in fp32 over 1e-8…1e2), and the scale they need.
+
+        The inverse is computed in fp64 and rounded once to the dtype of ``w``.
+        """
+
+    def contains(self, w: Tensor) -> bool:
+        """Return whether every entry is a finite value of the map."""
+        low = w >= 0 if self.contains_zero else w > 0
+        return bool((low & torch.isfinite(w)).all())
+
+    def scale_for(self, w: Tensor) -> float:
+        """Return the scale that fits a matrix; 1 where the map has none."""
+        return 1.0
+
+
+class Softplus(Parametrization):
+    """W = ln(1 + e^V), the published map; its slope 1 − e^(−W) makes updates of small weights multiplicative."""
+
+    name = "softplus"
+    contains_zero = False
+    revives_zero = False
+
+    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+        torch.ops.aten.softplus.out(v, scale, _THRESHOLD, out=w)
+
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+        torch.ops.aten.softplus_backward.grad_input(grad, v, scale, _THRESHOLD, grad_input=grad)
+
+    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+        scale = self.scale_for(w)
+        z = w.double().clamp_min(FLOOR).mul_(scale)
+        # ln(e^z − 1), written so that neither a large nor a small z loses digits
+        return z.add_(torch.log(-torch.expm1(-z))).div_(scale).to(w.dtype), scale
+
+
+class ScaledSoftplus(Softplus):
+    """W = softplus(βV)/β with one β ≈ 1/std(W) a matrix: a slope of order one where the weights are.
+
+    β is a power of two, so that multiplying and dividing by it round nothing.
+    """
+
+    name = "scaled_softplus"
+
+    def scale_for(self, w: Tensor) -> float:
+        std = float(w.double().std())
+        return 2.0 ** round(-math.log2(std)) if std > 0 and math.isfinite(std) else 1.0
+
+
+class Square(Parametrization):
+    """W = V²: reaches 0, but leaves it never (its slope there is 0)."""
+
+    name = "square"
+    contains_zero = True
+    revives_zero = False
+
+    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+        torch.mul(v, v, out=w)
+
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+        grad.mul_(v).mul_(2)
+
+    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+        return w.double().sqrt_().to(w.dtype), 1.0
+
+
+class Magnitude(Parametrization):
+    """W = |V|, with slope 1 at the kink, so that a weight at 0 can move."""
+
+    name = "magnitude"
+    contains_zero = True
+    revives_zero = True
+
+    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+        torch.abs(v, out=w)
+
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+        torch.where(v < 0, -grad, grad, out=grad)
+
+    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+        return w.clone(), 1.0
+
+
+class Projection(Parametrization):
+    """W itself is trained and clamped at 0 after each step, as lattice models do: exact zeros that can revive."""
+
+    name = "projection"
+    contains_zero = True
+    revives_zero = True
+
+    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+        w.clamp_min_(0)
+
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+        """Do nothing: the gradient of V = W is already there."""
+
+    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+        return w, 1.0
+
+
+_THRESHOLD = 20.0
+"""Above it torch's softplus is the identity, exact to 2e-9."""
+
+PARAMETRIZATIONS: dict[str, Parametrization] = {
+    p.name: p for p in (Softplus(), ScaledSoftplus(), Square(), Magnitude(), Projection())
+}
+"""Every parametrization, by its name."""
