@@ -49,6 +49,18 @@ def test_slow_batches_have_a_time_left_too() -> None:
     assert log.getvalue().splitlines()[1] == "hotflip: 16/48 documents (33 %), about 4 min left"
 
 
+def test_total_may_be_known_only_later() -> None:
+    clock, log = Clock(), io.StringIO()
+    with progress("evaluate", 1, unit="batch", interval_s=5, stream=log, clock=clock) as bar:
+        for done in range(5):
+            bar.set(done, 4)
+            clock.now_s += 3
+    assert log.getvalue().splitlines() == [
+        "evaluate: 2/4 batches (50 %), about 6 s left",
+        "evaluate: 4/4 batches in 15 s",
+    ]
+
+
 def test_stopped_work_is_not_called_finished() -> None:
     log = io.StringIO()
 

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 _SPEED_WINDOW_S = 600.0  # one batch of documents may take longer than rich's default of 30 s
 
 
-class Progress:
+class ProgressBar:
     """What ``progress`` yields; report to it as often as convenient."""
 
     def __init__(
         self, title: str, total: int, unit: str, interval_s: float, rich_progress: "RichProgress", stream: TextIO
     ):
-        self._title, self._total, self._unit, self._interval_s = title, total, unit, interval_s
+        self._title, self._total, self._interval_s = title, total, interval_s
         self._progress, self._stream = rich_progress, stream
-        self._task: TaskID = rich_progress.add_task(title, total=total, unit=f"{unit}s", text="")
+        self._units = f"{unit}es" if unit.endswith(("s", "x", "ch", "sh")) else f"{unit}s"
+        self._task: TaskID = rich_progress.add_task(title, total=total, unit=self._units, text="")
         self._text = ""
         self._began_s = self._printed_s = rich_progress.get_time()
 
@@ -35,6 +36,12 @@ class Progress:
             self._printed_s = now_s
             left_s = self._progress.tasks[0].time_remaining
             self._print("" if left_s is None else f", about {format_duration(left_s)} left")
+
+    def set(self, done: int, total: int) -> None:
+        """Say how much is done of how much, where the total is known only once the work has begun."""
+        self._total = total
+        self._progress.update(self._task, total=total)
+        self.update(done, self._text)
 
     def close(self) -> None:
         """Leave the last state behind: as the standing bar, or as a line that says how long it took."""
@@ -50,7 +57,7 @@ class Progress:
         share = f" ({100 * self._done // self._total} %)" if self._total and self._done < self._total else ""
         text = f" · {self._text}" if self._text else ""
         print(
-            f"{self._title}: {self._done}/{self._total} {self._unit}s{share}{timing}{text}",
+            f"{self._title}: {self._done}/{self._total} {self._units}{share}{timing}{text}",
             file=self._stream,
             flush=True,
         )
@@ -65,13 +72,13 @@ def progress(
     interval_s: float = 15.0,
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Progress]:
+) -> Iterator[ProgressBar]:
     """Show the progress of one piece of work while the block runs; bars are not nested.
 
     Args:
         title: what is under way, such as "train baseline".
-        total: units of work in all.
-        unit: singular name of what is counted; an s is appended.
+        total: units of work in all; see ``ProgressBar.set`` where that is not known yet.
+        unit: singular name of what is counted; it is put in the plural.
         interval_s: seconds between two lines where the stream is no terminal.
         stream: where to write; stderr unless given.
         clock: seconds from any origin; tests give their own.
@@ -79,7 +86,7 @@ def progress(
     stream = stream or sys.stderr
     shown = stream.isatty() and os.environ.get("TERM") != "dumb"
     rich_progress = _rich_progress(stream, shown, clock)
-    bar = Progress(title, total, unit, interval_s, rich_progress, stream)
+    bar = ProgressBar(title, total, unit, interval_s, rich_progress, stream)
     try:
         with rich_progress:
             if shown:
