@@ -65,9 +65,7 @@ def experiment_from_dict(tree: Mapping[str, Any], label: str = "experiment") -> 
 
 def list_presets() -> list[Preset]:
     """Return the presets in alphabetical order, ``pocket`` ones first."""
-    names = sorted(entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
-    names.sort(key=lambda name: not name.startswith("pocket"))
-    return [Preset(name, yaml.load(_preset_text(name), _Loader).get("description", "")) for name in names]
+    return [Preset(name, load_experiment(name).description) for name in _preset_names()]
 
 
 def resolve_seed(experiment: Experiment, seed: int | None = None, environment: Mapping[str, str] = os.environ) -> int:
@@ -115,7 +113,7 @@ def _is_file_name(source: str | Path) -> bool:
 
 def _read_source(source: str | Path) -> tuple[str, str]:
     if not _is_file_name(source):
-        names = [preset.name for preset in list_presets()]
+        names = _preset_names()
         if source in names:
             return f"preset {source}", _preset_text(str(source))
         hint = _nearest(str(source), names) or f"presets: {', '.join(names)}; or give a YAML file"
@@ -128,6 +126,11 @@ def _read_source(source: str | Path) -> tuple[str, str]:
         raise UsageError(
             f"{source}: {error.strerror or error}; give a YAML file or a preset (isotone presets)"
         ) from error
+
+
+def _preset_names() -> list[str]:
+    names = sorted(entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(names, key=lambda name: not name.startswith("pocket"))
 
 
 def _preset_text(name: str) -> str:
@@ -165,7 +168,7 @@ for _kind in (_Loader, _Dumper):
     for _tag, _pattern, _first in _SCALARS:
         _starts = ["" if c == "\0" else c for c in _first]
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _starts)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(loader.construct_scalar(node))))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 def _parse(text: str, label: str) -> Any:

@@ -1,0 +1,88 @@
+"""The schema refuses what cannot be meant, and combines an arm's values with the experiment's."""
+
+from fractions import Fraction
+
+import pytest
+from pydantic import ValidationError
+
+from isotone.config import Arm, Attacks, Constraint, Data, Experiment, HotFlip, Protocol, Training, epochs_as_fraction
+
+
+def _experiment(**values: object) -> Experiment:
+    return Experiment.model_validate({"name": "x", **values})
+
+
+def test_the_defaults_are_a_valid_experiment_of_two_arms() -> None:
+    assert list(_experiment().arms) == ["baseline", "monotonic"]
+
+
+def test_an_arm_changes_only_the_values_it_names() -> None:
+    experiment = _experiment(
+        training={"lr": 2e-5, "clip": 0.5}, arms={"baseline": {}, "slow": {"training": {"lr": 1e-6, "epochs": 3}}}
+    )
+    assert experiment.training_of("baseline") == Training(lr=2e-5, clip=0.5)
+    assert experiment.training_of("slow") == Training(lr=1e-6, clip=0.5, epochs=3)
+
+
+def test_arms_that_start_from_each_other_in_a_circle_are_refused() -> None:
+    arms = {"baseline": {"start": "a"}, "a": {"start": "b"}, "b": {"start": "a"}}
+    with pytest.raises(ValidationError, match="in a circle"):
+        _experiment(arms=arms)
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"baseline": {}, "a": {"start": "nowhere"}}, "there is no arm 'nowhere'; allowed: pretrained, baseline, a"),
+        ({"monotonic": {}}, "an unconstrained arm of this name is needed"),
+        ({"baseline": {"constraint": {"recipe": "published"}}}, "an unconstrained arm of this name is needed"),
+        ({"baseline": {}, "a b": {}}, "letters, digits and _"),
+        ({"baseline": {}, "pretrained": {}}, "letters, digits and _"),
+        ({"baseline": {}, "a": {"train": False, "training": {"lr": 1}}}, "the arm is not trained"),
+    ],
+)
+def test_arms_that_contradict_each_other_are_refused(arms: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _experiment(arms=arms)
+
+
+def test_pure_bf16_needs_the_recipe_that_is_known_to_freeze() -> None:
+    with pytest.raises(ValidationError, match="freezes constrained weights"):
+        _experiment(training={"precision": "pure_bf16"})
+    arms = {"baseline": {}, "monotonic": {"constraint": {"recipe": "published_bf16"}}}
+    assert _experiment(training={"precision": "pure_bf16"}, arms=arms).training.precision == "pure_bf16"
+
+
+def test_fractions_name_every_split_and_sum_to_one() -> None:
+    with pytest.raises(ValidationError, match=r"sum to 0\.9, must sum to 1"):
+        Data(fractions={"train": 0.5, "validation": 0.1, "attack_search": 0.1, "test": 0.1, "attack_test": 0.1})
+    with pytest.raises(ValidationError, match="expected exactly train, validation"):
+        Data(fractions={"train": 1.0})
+
+
+def test_a_constraint_is_named_or_given_in_full() -> None:
+    with pytest.raises(ValidationError, match="give either recipe"):
+        Constraint(parametrization="softplus")
+    assert Constraint(recipe="recommended").scope == "mlp_both"
+
+
+def test_more_flips_than_attackable_tokens_are_refused() -> None:
+    assert _experiment(attacks=Attacks(protocol=Protocol(prefix=8), hotflip=HotFlip(flips=7)))
+    with pytest.raises(ValidationError, match="8 flips do not fit the 7 attackable tokens"):
+        _experiment(attacks=Attacks(protocol=Protocol(prefix=8), hotflip=HotFlip(flips=8)))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", 0, float("nan")])
+def test_a_learning_rate_is_a_positive_finite_number(value: object) -> None:
+    with pytest.raises(ValidationError):
+        Training.model_validate({"lr": value})
+
+
+def test_parts_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Arm().train = False  # type: ignore[misc]
+
+
+def test_a_tenth_of_an_epoch_is_exactly_a_tenth() -> None:
+    assert epochs_as_fraction(0.1) == Fraction(1, 10)
+    assert epochs_as_fraction(1e-4) == Fraction(1, 10_000)
