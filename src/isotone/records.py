@@ -1,7 +1,8 @@
 """The one store: every durable write of isotone goes through here, and is complete or absent.
 
-A file is written to a hidden sibling, synced, renamed, and its folder synced; a folder is written to a hidden sibling with
-a manifest of sizes and hashes, synced, renamed, and read back. A reader therefore finds the old state or the new one.
+A file is written to a hidden sibling, synced, renamed, and its folder synced; a folder is written to a hidden sibling
+with a manifest of sizes and hashes, synced, renamed, and read back. A reader therefore finds the old state or the new
+one.
 """
 
 import contextlib
@@ -217,9 +218,15 @@ def remove_directory(path: Path | str) -> None:
     """Remove a folder so that a kill in between leaves no half of it under its name."""
     path = Path(path)
     doomed = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
+    sweep_directory(doomed)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
+
+
+def sweep_directory(path: Path | str) -> None:
+    """Remove what a kill left behind; nothing happens where it is not there."""
+    if Path(path).exists():
+        shutil.rmtree(path)
 
 
 def set_aside(path: Path | str) -> Path:

@@ -1,0 +1,244 @@
+"""Checkpoints: folders of safetensors and JSON that are complete or absent, and which of them are kept and chosen.
+
+A checkpoint ``step-00001200/`` holds ``model.safetensors`` (what is trained: masters of constrained weights, the rest
+as it is), ``optimizer.safetensors``, ``state.json`` (position, histories, identity) and the manifest of the store. The
+starting point ``step-00000000/`` has no optimizer. A save in the middle of a validation is called
+``step-00001200.unvalidated/``.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from isotone import records
+from isotone.errors import IsotoneError, UsageError
+from isotone.training.optimizer import copy_into
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+FORMAT = 1
+"""Number of the checkpoint's format, in state.json."""
+
+_NAME = re.compile(r"step-(\d{8,})(\.unvalidated)?")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose files are what was written.
+
+    Attributes:
+        path: its folder.
+        state: contents of state.json.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is a starting point: weights alone."""
+        return not (self.path / OPTIMIZER).exists()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read what is trained."""
+        return records.tensors_from_file(self.path / WEIGHTS)
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """Read the optimizer's state."""
+        return records.tensors_from_file(self.path / OPTIMIZER)
+
+
+class CheckpointFolder:
+    """All checkpoints of one arm.
+
+    Args:
+        path: the folder ``checkpoints/ARM``.
+        keep_last: how many are kept beside the best one and the starting point, at least 2.
+    """
+
+    def __init__(self, path: Path | str, keep_last: int = 2):
+        self.path, self.keep_last = Path(path), keep_last
+
+    def sweep(self) -> None:
+        """Remove what kills left behind: half-written and half-removed checkpoints."""
+        for leftover in (*self.path.glob(".step-*.tmp"), *self.path.glob(".step-*.removed")):
+            records.sweep_directory(leftover)
+
+    def paths(self) -> list[Path]:
+        """Return the checkpoints' folders, oldest first, unread."""
+        found = [p for p in self.path.iterdir() if _NAME.fullmatch(p.name)] if self.path.is_dir() else []
+        return sorted(found, key=_order)
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest valid checkpoint; None where training has not begun.
+
+        A torn or corrupted one is named in a warning and set aside, and the one before it is used.
+
+        Raises:
+            IsotoneError: there are checkpoints, but none is valid.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path)
+            except records.CorruptError as error:
+                aside = records.set_aside(path)
+                _log.warning("checkpoint %s cannot be used: %s; set aside as %s", path.name, error, aside.name)
+        broken = sorted(p.name for p in self.path.glob("step-*.set-aside-*"))
+        if broken:
+            raise IsotoneError(
+                f"{self.path}: no checkpoint is valid ({', '.join(broken)} set aside); restore one from a backup and "
+                f"rename it to its old name, or start again with --fresh"
+            )
+        return None
+
+    def publish(
+        self, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor] | None, state: dict[str, Any]
+    ) -> Path:
+        """Write a checkpoint and read it back; nothing is removed.
+
+        Raises:
+            DiskFullError: no space; the checkpoints that were there are intact.
+        """
+        path = self.path / f"step-{step:08d}{'' if state.get('validated', True) else '.unvalidated'}"
+        tensors = {WEIGHTS: weights} if optimizer is None else {WEIGHTS: weights, OPTIMIZER: optimizer}
+        self.path.mkdir(parents=True, exist_ok=True)
+        num_bytes = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+        records.require_free_space(self.path, int(1.2 * num_bytes))
+        files: dict[str, Any] = {name: _serialized(group) for name, group in tensors.items()}
+        records.publish_directory(path, {**files, STATE: records.dump_json({"format": FORMAT, **state})})
+        return path
+
+    def prune(self, best_step: int | None) -> None:
+        """Remove all but the last ``keep_last``, the best one and the starting point."""
+        trained = [path for path in self.paths() if _order(path)[0] > 0]
+        full = {_order(path)[0] for path in trained if _order(path)[1]}
+        superseded = [p for p in trained if not _order(p)[1] and _order(p)[0] in full]
+        current = [p for p in trained if p not in superseded]
+        old = [p for p in current[: -self.keep_last] if _order(p)[0] != best_step]
+        for path in superseded + old:
+            records.remove_directory(path)
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a checkpoint after checking all its files.
+
+    Raises:
+        CorruptError: names the file that is missing or different.
+        UsageError: it was written by a newer isotone.
+    """
+    path = Path(path)
+    records.verify_directory(path)
+    state = records.read_json(path / STATE)
+    if state.get("format") != FORMAT:
+        raise UsageError(f"{path / STATE} has format {state.get('format')}; this isotone reads format {FORMAT}")
+    return Checkpoint(path, state)
+
+
+def load_weights(path: Path | str, model: nn.Module, constraint: Any = None) -> None:
+    """Put a checkpoint's weights into a model of the same architecture.
+
+    Args:
+        path: the checkpoint's folder.
+        model: changed in place.
+        constraint: the model's constraint, of the same scope and parametrization as the checkpoint's; its masters are
+            loaded and its effective weights written into the model.
+
+    Raises:
+        CorruptError: a file is not what was written, or a tensor does not fit the model.
+        UsageError: the checkpoint's constraint is not the one given.
+    """
+    checkpoint = read_checkpoint(path)
+    check_constraint(checkpoint, constraint)
+    trainable = trainable_parameters(model, constraint)
+    copy_into({n: p.detach() for n, p in trainable.items()}, checkpoint.weights(), str(checkpoint.path / WEIGHTS))
+    if constraint is not None:
+        constraint.push()
+
+
+def save_initial(
+    folder: Path | str, model: nn.Module, constraint: Any = None, identity: Mapping[str, str] | None = None
+) -> Path:
+    """Publish where an arm starts, or where an arm that is not trained stands, as ``step-00000000``.
+
+    A valid one of the same identity is left as it is; a corrupted one is set aside.
+
+    Raises:
+        UsageError: there is one of another identity.
+    """
+    checkpoints = CheckpointFolder(folder)
+    checkpoints.sweep()
+    path = checkpoints.path / f"step-{0:08d}"
+    named = dict(identity or {})
+    state = {"step": 0, "constraint": describe_constraint(constraint), "identity": named}
+    if path.exists():
+        try:
+            check_identity(read_checkpoint(path), named)
+            return path
+        except records.CorruptError as error:
+            aside = records.set_aside(path)
+            _log.warning("starting point cannot be used: %s; set aside as %s", error, aside.name)
+    trainable = trainable_parameters(model, constraint)
+    return checkpoints.publish(0, {n: p.detach() for n, p in trainable.items()}, None, state)
+
+
+def trainable_parameters(model: nn.Module, constraint: Any = None) -> dict[str, nn.Parameter]:
+    """Return what the optimizer holds, by name: masters where weights are constrained, the rest as it is."""
+    return dict(model.named_parameters()) if constraint is None else constraint.trainable(model)
+
+
+def describe_constraint(constraint: Any) -> dict[str, Any] | None:
+    """Return what a checkpoint says about the constraint that its masters belong to."""
+    if constraint is None:
+        return None
+    return {
+        "scope": constraint.scope,
+        "parametrization": constraint.parametrization,
+        "initialization": constraint.initialization,
+    }
+
+
+def check_constraint(checkpoint: Checkpoint, constraint: Any) -> None:
+    """Refuse masters of another constraint.
+
+    Raises:
+        UsageError: says what was saved and what is given.
+    """
+    saved, given = checkpoint.state.get("constraint"), describe_constraint(constraint)
+    if saved != given:
+        raise UsageError(f"{checkpoint.path} was saved with constraint {saved}; it is now {given}")
+
+
+def check_identity(checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
+    """Refuse to continue what belongs to another configuration or other inputs.
+
+    A starting point is compared in what both name; a training checkpoint in everything.
+
+    Raises:
+        UsageError: names the first key that differs.
+    """
+    saved = checkpoint.state["identity"]
+    keys = saved.keys() & identity.keys() if checkpoint.is_start else saved.keys() | identity.keys()
+    for key in sorted(keys):
+        if saved.get(key) != identity.get(key):
+            raise UsageError(
+                f"{checkpoint.path} was made with {key} {saved.get(key)}, now it is {identity.get(key)}; go back to "
+                f"what it was, or start again with --fresh"
+            )
+
+
+def _serialized(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """Serialize when the store asks, so that one file's bytes are in memory at a time."""
+    yield records.tensors_to_bytes(tensors)
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not the name of a checkpoint")
+    return int(match[1]), match[2] is None
