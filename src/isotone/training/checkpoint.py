@@ -8,7 +8,7 @@ starting point ``step-00000000/`` has no optimizer. A save in the middle of a va
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,12 @@ class CheckpointFolder:
         for path in superseded + old:
             records.remove_directory(path)
 
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove all but the named ones and the starting point; for when training is complete."""
+        for path in self.paths():
+            if path.name not in names and _order(path)[0] > 0:
+                records.remove_directory(path)
+
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
     """Open a checkpoint after checking all its files.
@@ -153,12 +159,24 @@ def load_weights(path: Path | str, model: nn.Module, constraint: Any = None) -> 
         CorruptError: a file is not what was written, or a tensor does not fit the model.
         UsageError: the checkpoint's constraint is not the one given.
     """
-    checkpoint = read_checkpoint(path)
-    check_constraint(checkpoint, constraint)
-    trainable = trainable_parameters(model, constraint)
-    copy_into({n: p.detach() for n, p in trainable.items()}, checkpoint.weights(), str(checkpoint.path / WEIGHTS))
-    if constraint is not None:
-        constraint.push()
+    put_weights(read_checkpoint(path), model, constraint)
+
+
+def put_weights(checkpoint: Checkpoint, model: nn.Module, constraint: Any = None) -> None:
+    """Do what ``load_weights`` does with a checkpoint that is open."""
+    saved, given = checkpoint.state.get("constraint"), describe_constraint(constraint)
+    if saved != given:
+        raise UsageError(f"{checkpoint.path} was saved with constraint {saved}; it is now {given}")
+    tensors = checkpoint.weights()
+    copy_into(weights_of(model, constraint), tensors, str(checkpoint.path / WEIGHTS))
+    if constraint is not None:  # the scales, which are numbers; then the effective weights are written
+        constraint.load_state_dict({name: tensors[name] for name in constraint.state_dict()})
+
+
+def weights_of(model: nn.Module, constraint: Any = None) -> dict[str, Tensor]:
+    """Return what a checkpoint keeps of a model: masters (and scales) of constrained weights, the rest as it is."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return weights if constraint is None else weights | constraint.state_dict()
 
 
 def save_initial(
@@ -183,13 +201,13 @@ def save_initial(
         except records.CorruptError as error:
             aside = records.set_aside(path)
             _log.warning("starting point cannot be used: %s; set aside as %s", error, aside.name)
-    trainable = trainable_parameters(model, constraint)
-    return checkpoints.publish(0, {n: p.detach() for n, p in trainable.items()}, None, state)
+    return checkpoints.publish(0, weights_of(model, constraint), None, state)
 
 
 def trainable_parameters(model: nn.Module, constraint: Any = None) -> dict[str, nn.Parameter]:
     """Return what the optimizer holds, by name: masters where weights are constrained, the rest as it is."""
-    return dict(model.named_parameters()) if constraint is None else constraint.trainable(model)
+    parameters = dict(model.named_parameters()) if constraint is None else constraint.trainable(model)
+    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
 
 
 def describe_constraint(constraint: Any) -> dict[str, Any] | None:
@@ -203,28 +221,18 @@ def describe_constraint(constraint: Any) -> dict[str, Any] | None:
     }
 
 
-def check_constraint(checkpoint: Checkpoint, constraint: Any) -> None:
-    """Refuse masters of another constraint.
-
-    Raises:
-        UsageError: says what was saved and what is given.
-    """
-    saved, given = checkpoint.state.get("constraint"), describe_constraint(constraint)
-    if saved != given:
-        raise UsageError(f"{checkpoint.path} was saved with constraint {saved}; it is now {given}")
-
-
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
     """Refuse to continue what belongs to another configuration or other inputs.
 
-    A starting point is compared in what both name; a training checkpoint in everything.
+    A starting point that an earlier stage made names that stage's inputs; the stage's record answers for them.
 
     Raises:
         UsageError: names the first key that differs.
     """
     saved = checkpoint.state["identity"]
-    keys = saved.keys() & identity.keys() if checkpoint.is_start else saved.keys() | identity.keys()
-    for key in sorted(keys):
+    if checkpoint.is_start and saved.keys() != identity.keys():
+        return
+    for key in sorted(saved.keys() | identity.keys()):
         if saved.get(key) != identity.get(key):
             raise UsageError(
                 f"{checkpoint.path} was made with {key} {saved.get(key)}, now it is {identity.get(key)}; go back to "

@@ -1,8 +1,8 @@
 """The training loop, the same for every arm: plain PyTorch that can be killed at any moment and continues bit for bit.
 
-Batch *k* of epoch *e*, the learning rate and the streams that dropout draws from are pure functions of seed and step, so
-a checkpoint holds weights, optimizer and one integer. Everything else (budgets, signals, clocks, the micro-batch that
-fits) decides only where a process stops, never what it computes.
+Batch *k* of epoch *e*, the learning rate and the streams that dropout draws from are pure functions of seed and step,
+so a checkpoint holds weights, optimizer and one integer. Everything else (budgets, signals, clocks) decides only where
+a process stops, never what it computes.
 
 Shapes: B rows, L tokens of a row.
 """
@@ -32,13 +32,14 @@ from isotone.training.budget import Budget
 from isotone.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
-    check_constraint,
     check_identity,
     describe_constraint,
+    put_weights,
     trainable_parameters,
+    weights_of,
 )
 from isotone.training.memory import Attempt, MicroBatchLedger, is_out_of_memory
-from isotone.training.optimizer import build_optimizer, copy_into, load_optimizer_tensors, optimizer_tensors
+from isotone.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from isotone.training.schedule import learning_rate
 
 _FLUSH_S = 2.0  # metrics wait in memory so long at most: what lies beyond a checkpoint is computed again anyway
@@ -145,7 +146,7 @@ class Trainer:
             "steps": f"{self.total_steps} of {self.effective_batch} rows",
             "autocast": str(autocast),
         }
-        self.trainable = {n: p for n, p in trainable_parameters(model, constraint).items() if p.requires_grad}
+        self.trainable = trainable_parameters(model, constraint)
         self.optimizer = build_optimizer(self.trainable, recipe, set(constraint.names) if constraint else set())
         self.device = next(model.parameters()).device
         self.checkpoints = CheckpointFolder(folder, recipe.keep_last)
@@ -278,14 +279,14 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                message = str(error).splitlines()[0] if str(error) else type(error).__name__
             self._forget_gradients()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if self._saved_step != self.step:
                 self._save(validated=not self._validation_is_due())
-            self.micro_batch = self.ledger.halve(self.step, self.micro_batch, reason)
-            _log.warning("not enough memory at step %d: micro-batch is now %d", self.step, self.micro_batch)
+            self.micro_batch = self.ledger.halve(self.step, self.micro_batch, f"out of memory on {self.device.type}")
+            _log.warning("step %d: %s; micro-batch is now %d", self.step, message, self.micro_batch)
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -302,12 +303,11 @@ class Trainer:
         self.model.eval()
         try:
             total = 0.0
-            for part_BL in np.array_split(
-                self.validation_rows, math.ceil(len(self.validation_rows) / self.micro_batch)
-            ):
+            for first in range(0, len(self.validation_rows), self.micro_batch):
                 if self.stop.requested:
                     return False
-                ids_BL = torch.from_numpy(part_BL.astype(np.int64)).to(self.device)
+                rows_BL = self.validation_rows[first : first + self.micro_batch]
+                ids_BL = torch.from_numpy(rows_BL.astype(np.int64)).to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     total += token_nll(self.model, ids_BL).double().sum().item()
         finally:
@@ -337,7 +337,6 @@ class Trainer:
     def _save(self, validated: bool = True) -> None:
         began = time.monotonic()
         self._flush()
-        weights = {name: parameter.detach() for name, parameter in self.trainable.items()}
         state = {
             "step": self.step,
             "validated": validated,
@@ -351,7 +350,12 @@ class Trainer:
             "next": self._next_fingerprint(),
             "identity": self.identity,
         }
-        self.checkpoints.publish(self.step, weights, optimizer_tensors(self.optimizer, self.trainable), state)
+        self.checkpoints.publish(
+            self.step,
+            weights_of(self.model, self.constraint),
+            optimizer_tensors(self.optimizer, self.trainable),
+            state,
+        )
         best = self._best()
         self.checkpoints.prune(best["step"] if best else None)
         self._saved_step, self._saved_at = self.step, time.monotonic()
@@ -372,21 +376,17 @@ class Trainer:
         checkpoint = self.checkpoints.newest()
         if checkpoint:
             check_identity(checkpoint, self.identity)
-            check_constraint(checkpoint, self.constraint)
             self._load(checkpoint)
         else:
             start = {"step": 0, "constraint": describe_constraint(self.constraint), "identity": self.identity}
-            self.checkpoints.publish(0, {n: p.detach() for n, p in self.trainable.items()}, None, start)
+            self.checkpoints.publish(0, weights_of(self.model, self.constraint), None, start)
         self._saved_step = self.step if checkpoint is None or checkpoint.state.get("validated", True) else -1
         self._forget_metrics_beyond()
         self._choose_micro_batch()
         self.attempt.begin(self.step)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        targets = {name: parameter.detach() for name, parameter in self.trainable.items()}
-        copy_into(targets, checkpoint.weights(), str(checkpoint.path))
-        if self.constraint is not None:
-            self.constraint.push()
+        put_weights(checkpoint, self.model, self.constraint)
         self.step = checkpoint.state["step"]
         if checkpoint.is_start:
             return
@@ -437,4 +437,5 @@ class Trainer:
 
     def _set_gradient_checkpointing(self) -> None:
         if self.recipe.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model: Any = self.model
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

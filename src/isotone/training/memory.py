@@ -1,7 +1,7 @@
 """The micro-batch that fits: halved when memory runs out, durably recorded before the retry.
 
-The effective batch never changes. Sums are taken in another order with another micro-batch, so results are equal bit for
-bit for the same history of micro-batches only, and the history is kept.
+The effective batch never changes. Sums are taken in another order with another micro-batch, so results are equal bit
+for bit for the same history of micro-batches only, and the history is kept.
 """
 
 import os
@@ -75,9 +75,9 @@ class MicroBatchLedger:
 class Attempt:
     """The durable trace of a process at work, from which the next one tells whether this one died of memory.
 
-    A kill for lack of memory is a SIGKILL like any other, and an ordinary SIGKILL must not change a bit of the result. So
-    it is taken for one only with evidence: the control group's count of such kills rose since the attempt began, or the
-    attempt's memory had come near the limit; and only if it made no progress.
+    A kill for lack of memory is a SIGKILL like any other, and an ordinary SIGKILL must not change a bit of the result.
+    So it is taken for one only with evidence: the control group's count of such kills rose since the attempt began, or
+    the attempt's memory had come near the limit; and only if it made no progress.
     """
 
     def __init__(self, path: Path | str):
