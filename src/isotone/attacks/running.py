@@ -1,0 +1,155 @@
+"""Attacks documents in fixed batches, resumes where a log ends, and replays edits on another model."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from isotone.attacks.interface import DocumentAttack, Problem, State
+from isotone.attacks.judging import Row, judge, missing
+from isotone.attacks.protocol import PrefixProtocol, Window
+from isotone.attacks.scoring import Target, frozen
+from isotone.attacks.vocabulary import Vocabulary
+from isotone.errors import IsotoneError
+from isotone.interruption import StopFlag
+from isotone.records import JsonLines
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
+
+
+def run_documents(
+    attack: DocumentAttack,
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    windows: Sequence[Window],
+    protocol: PrefixProtocol | None = None,
+    *,
+    log: JsonLines | None = None,
+    stop: StopFlag | None = None,
+    batch_documents: int = 8,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Attack documents and judge the results.
+
+    Batches are fixed by the documents' order, so that neither a resume nor a halved batch changes an edit.
+
+    Args:
+        attack: what proposes the edits.
+        model: causal language model, in fp32; frozen meanwhile, then as it was.
+        vocabulary: tokens that may be written.
+        windows: from ``protocol.cut``.
+        protocol: which tokens are attacked and scored.
+        log: rows already there are kept, new ones are appended after each batch.
+        stop: read between rounds.
+        batch_documents: documents attacked together; part of the result, as it fixes the rounding.
+        batch_size: sequences in one forward pass; halved when memory runs out.
+        progress: called with the documents done and all documents.
+
+    Returns:
+        A row for each document, in order.
+
+    Raises:
+        Stopped: a stop was requested; finished batches are in the log.
+        IsotoneError: the log holds rows of other documents.
+    """
+    protocol = protocol or PrefixProtocol()
+    rows = _rows_so_far(log, attack, windows)
+    with frozen(model):
+        problem = Problem(Target(model, protocol.scored, batch_size), protocol, vocabulary)
+        # a log may end inside a batch (its last line was torn): the batch is attacked again, whole
+        for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
+            batch = list(windows[first : first + batch_documents])
+            state = attack.start(problem, batch)
+            while not attack.is_done(state):
+                if stop is not None:
+                    stop.check(f"attack {attack.name} ({attack.variant}) after {len(rows)} of {len(windows)} documents")
+                state = attack.step(problem, state)
+            fresh = _finish(attack, problem, batch, state, first)[len(rows) - first :]
+            if log is not None:
+                log.append(*fresh)
+            rows += fresh
+            if progress is not None:
+                progress(len(rows), len(windows))
+    return rows
+
+
+def replay(
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    windows: Sequence[Window],
+    edits: Mapping[str, Iterable[Sequence[int]]],
+    protocol: PrefixProtocol | None = None,
+    *,
+    batch_documents: int = 8,
+    batch_size: int = 16,
+) -> list[Row]:
+    """Apply edits found on one model to the same documents and judge them on another.
+
+    Args:
+        model: the model that is asked.
+        vocabulary: for text-space figures.
+        windows: the documents.
+        edits: for each document's id, (position, old, new) as in a row; a document without an entry is missing.
+        protocol: as for ``run_documents``, as are the other arguments.
+
+    Raises:
+        IsotoneError: an edit's old token is not the document's: these are not the documents that were attacked.
+    """
+    protocol = protocol or PrefixProtocol()
+    rows: list[Row] = []
+    with frozen(model):
+        problem = Problem(Target(model, protocol.scored, batch_size), protocol, vocabulary)
+        for first in range(0, len(windows), batch_documents):
+            batch = list(windows[first : first + batch_documents])
+            attacked_BL = torch.stack([_edited(window, edits.get(window.id, ())) for window in batch])
+            for index, row in enumerate(judge(problem, batch, attacked_BL), first):
+                figures = row if windows[index].id in edits else missing("there are no edits to replay")
+                rows.append(
+                    {"index": index, "id": windows[index].id, "attack": "replay", "variant": "replay"} | figures
+                )
+    return rows
+
+
+def _finish(attack: DocumentAttack, problem: Problem, batch: list[Window], state: State, first: int) -> list[Row]:
+    judged = judge(problem, batch, state["best_BL"], attack.edits_scored)
+    rows = []
+    for index, figures in enumerate(judged):
+        if figures["status"] == "ok" and not bool(state["finite_B"][index]):
+            figures = missing("a loss during the attack was not a finite number")
+        head = {"index": first + index, "id": batch[index].id, "attack": attack.name, "variant": attack.variant}
+        row = head | figures | {"spent_tokens": int(state["spent_B"][index])}
+        if figures["status"] == "ok":
+            row |= _details(state, index)
+        rows.append(row)
+    return rows
+
+
+def _details(state: State, index: int) -> dict[str, Any]:
+    details: dict[str, Any] = {}
+    if bool(state["best_B"][index].isfinite()):
+        history = state["history_RB2"][:, index].tolist()
+        details["progress"] = [[int(spent), best] for spent, best in history]
+    if "draw_deltas_BD" in state:
+        details["draw_deltas"] = state["draw_deltas_BD"][index].tolist()
+    return details
+
+
+def _rows_so_far(log: JsonLines | None, attack: DocumentAttack, windows: Sequence[Window]) -> list[Row]:
+    rows = log.read() if log is not None else []
+    expected = [(window.id, attack.name, attack.variant) for window in windows]
+    found = [(row.get("id"), row.get("attack"), row.get("variant")) for row in rows]
+    if log is not None and found != expected[: len(found)]:
+        raise IsotoneError(f"{log.path} holds rows of other documents or of another attack; move it away and run again")
+    return rows
+
+
+def _edited(window: Window, edits: Iterable[Sequence[int]]) -> torch.Tensor:
+    tokens_L = torch.from_numpy(window.tokens).clone()
+    for position, old, new in edits:
+        if int(tokens_L[position]) != old:
+            raise IsotoneError(f"document {window.id} has token {int(tokens_L[position])} at {position}, not {old}")
+        tokens_L[position] = new
+    return tokens_L
