@@ -1,8 +1,8 @@
 """The approximate shift, fitted on data: for models whose norms keep the mean.
 
-W + c vᵀ with v > 0 changes the pre-activations by c (v·u). Of all v with mean 1 and entries of at least ``LEAST``, the one
-of least variance vᵀΣv (least second moment where there is no bias to take up the mean) disturbs least; on LayerNorm it is
-the exact shift. Shapes: N calibration tokens, n inputs of a matrix.
+W + c vᵀ with v > 0 changes the pre-activations by c (v·u). Of all v with mean 1 and entries of at least ``LEAST``, the
+one of least variance vᵀΣv (least second moment where there is no bias to take up the mean) disturbs least; on LayerNorm
+it is the exact shift. Shapes: N calibration tokens, n inputs of a matrix.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def calibrated_shift(
 
 
 def _stages(network: FeedForward, names: Sequence[str]) -> list[list[str]]:
-    """Return a network's names in the order of the computation: what reads the norm first, what reads its result next."""
+    """Return a network's names in the order of the computation: what reads the norm, then the second projection."""
     first = [n for n in names if n != network.names["down"]]
     return [stage for stage in (first, [n for n in names if n not in first]) if stage]
 

@@ -1,7 +1,7 @@
 """The constraint on a model: masters V beside the weights, whose effective values W stay in the modules.
 
-``module.weight`` stays a parameter that holds W, so ``state_dict`` and ``save_pretrained`` are right at any moment. What
-the optimizer holds is V: gradients are pulled back from W to V before its step, and W is written from V after it.
+``module.weight`` stays a parameter that holds W, so ``state_dict`` and ``save_pretrained`` are right at any moment.
+What the optimizer holds is V: gradients are pulled back from W to V before its step, and W is written from V after it.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,6 @@ class Constraint:
         scope: which projections are constrained.
         parametrization: how they are kept non-negative.
         initialization: where they started.
-        names: full names of the constrained weights, ``<module>.weight``, first block first.
     """
 
     def __init__(
@@ -67,6 +66,7 @@ class Constraint:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Full names of the constrained weights, ``<module>.weight``, first block first."""
         return tuple(self._weights)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -102,6 +102,12 @@ class Constraint:
                 effective = torch.empty_like(master.data)
                 self._map.apply_(master.data, effective, self._scales[name])
                 weight.copy_(effective)
+
+    def to(self, device: torch.device | str) -> "Constraint":
+        """Move the masters; call it beside ``model.to(device)``, before an optimizer is made."""
+        for master in self._masters.values():
+            master.data = master.data.to(device)
+        return self
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let every step of an optimizer pull back before it and push after it."""

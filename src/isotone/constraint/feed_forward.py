@@ -67,7 +67,7 @@ def _feed_forward(model: PreTrainedModel, architecture: Architecture, block: str
     for role, module in modules.items():
         if not isinstance(module, nn.Linear | Conv1D):
             raise UsageError(
-                f"model.source: {names[role]} is a {type(module).__name__}; only nn.Linear and Conv1D can be constrained"
+                f"model.source: {names[role]} is a {type(module).__name__}; only Linear and Conv1D can be constrained"
             )
     activation = model.get_submodule(f"{block}.{architecture.activation}")
     return FeedForward(block, names, activation=activation, gate=modules.pop("gate", None), **modules)

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 FLOOR = 1e-8
 """Smallest weight that the inverse of a map without zeros is asked for; below it the slope is lost in rounding."""
@@ -58,12 +59,15 @@ class Softplus(Parametrization):
     contains_zero = False
     revives_zero = False
 
+    @override
     def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
         torch.ops.aten.softplus.out(v, scale, _THRESHOLD, out=w)
 
+    @override
     def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
         torch.ops.aten.softplus_backward.grad_input(grad, v, scale, _THRESHOLD, grad_input=grad)
 
+    @override
     def inverse(self, w: Tensor) -> tuple[Tensor, float]:
         scale = self.scale_for(w)
         z = w.double().clamp_min(FLOOR).mul_(scale)
@@ -79,6 +83,7 @@ class ScaledSoftplus(Softplus):
 
     name = "scaled_softplus"
 
+    @override
     def scale_for(self, w: Tensor) -> float:
         std = float(w.double().std())
         return 2.0 ** round(-math.log2(std)) if std > 0 and math.isfinite(std) else 1.0
@@ -91,12 +96,15 @@ class Square(Parametrization):
     contains_zero = True
     revives_zero = False
 
+    @override
     def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
         torch.mul(v, v, out=w)
 
+    @override
     def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
         grad.mul_(v).mul_(2)
 
+    @override
     def inverse(self, w: Tensor) -> tuple[Tensor, float]:
         return w.double().sqrt_().to(w.dtype), 1.0
 
@@ -108,12 +116,15 @@ class Magnitude(Parametrization):
     contains_zero = True
     revives_zero = True
 
+    @override
     def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
         torch.abs(v, out=w)
 
+    @override
     def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
         torch.where(v < 0, -grad, grad, out=grad)
 
+    @override
     def inverse(self, w: Tensor) -> tuple[Tensor, float]:
         return w.clone(), 1.0
 
@@ -125,12 +136,15 @@ class Projection(Parametrization):
     contains_zero = True
     revives_zero = True
 
+    @override
     def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
         w.clamp_min_(0)
 
+    @override
     def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
         """Do nothing: the gradient of V = W is already there."""
 
+    @override
     def inverse(self, w: Tensor) -> tuple[Tensor, float]:
         return w, 1.0
 

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from isotone.constraint.architectures import NormKind
 from isotone.constraint.feed_forward import FeedForward, in_eval_mode
+from isotone.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _read_norm(name: str, module: nn.Module, stream: Tensor, readers: tuple[str,
     offset = bias.double().cpu() if bias is not None else torch.zeros(d, dtype=torch.float64)
     stored = weight.double().cpu() if weight is not None else torch.ones(d, dtype=torch.float64)
     centred_TD = x_TD - x_TD.mean(-1, keepdim=True)
-    for kind, raw_TD in (("layer_norm", centred_TD), ("rms_norm", x_TD)):
+    kinds: tuple[tuple[NormKind, Tensor], ...] = (("layer_norm", centred_TD), ("rms_norm", x_TD))
+    for kind, raw_TD in kinds:
         z_TD = raw_TD / raw_TD.square().mean(-1, keepdim=True).sqrt()
         for one_plus_weight in (False, True):
             gain = stored + one_plus_weight
@@ -133,7 +135,7 @@ def _read_norm(name: str, module: nn.Module, stream: Tensor, readers: tuple[str,
                     offset,
                     one_plus_weight,
                     readers,
-                    float(stream.float().std()),  # type: ignore[arg-type]
+                    float(stream.float().std()),
                 )
     return None
 
@@ -166,3 +168,37 @@ def stream_ignores_mean(
         for handle in handles:
             handle.remove()
     return float((after - before).abs().max()) <= 1e-3 * float(before.std())
+
+
+def require_claimed_maps(model: PreTrainedModel, networks: Sequence[FeedForward], tokens_BT: Tensor) -> None:
+    """Check that each network computes the formula of its architecture, on the inputs of a forward pass.
+
+    Raises:
+        UsageError: a network's output is something else (custom code, a forgotten hook); names it.
+    """
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def reading(block: str) -> Any:
+        return lambda module, inputs: seen.__setitem__(block, (inputs[0], inputs[0]))
+
+    def written(block: str) -> Any:
+        return lambda module, inputs, output: seen.__setitem__(block, (seen[block][0], output))
+
+    handles = []
+    for network in networks:
+        handles.append(network.up.register_forward_pre_hook(reading(network.block)))
+        handles.append(network.down.register_forward_hook(written(network.block)))
+    try:
+        in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits)
+    finally:
+        for handle in handles:
+            handle.remove()
+    tolerance = 50 * torch.finfo(model.dtype).eps
+    for network in networks:
+        u, output = seen[network.block]
+        difference = (network(u.double()) - output).abs().max()
+        if not float(difference) <= tolerance * (1 + float(output.abs().max())):
+            raise UsageError(
+                f"model.source: the feed-forward network of {network.block} does not compute what a "
+                f"{model.config.model_type} computes (difference {float(difference):.2g})"
+            )

@@ -1,0 +1,203 @@
+"""What is proved about a model's feed-forward weights: one verdict, with its fields and reasons.
+
+The claim is about each network in scope, u ↦ W2 σ(W1 u + b1) + b2 from the norm's output to before the residual sum: it
+is coordinatewise non-decreasing in real arithmetic with these very weights. Nothing is claimed about a block, the
+model, or edits of tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from isotone.constraint.activations import Monotonicity, monotonicity_of
+from isotone.constraint.architectures import architecture_of
+from isotone.constraint.feed_forward import (
+    FeedForward,
+    bias_of,
+    constrained_modules,
+    feed_forwards,
+    matrix,
+    probe_tokens,
+)
+from isotone.constraint.tracing import Norm, require_claimed_maps, trace_norms
+from isotone.constraint.witness import find_witness
+
+Verdict = Literal["violated", "vacuous", "strict", "empirical"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What holds for the feed-forward networks of one set of weights.
+
+    Attributes:
+        verdict: the first that applies. ``violated``: a constrained entry is negative, or an ordered reachable pair is
+            mapped out of order. ``vacuous``: no two different inputs are ordered, so every network qualifies.
+            ``strict``: non-decreasing on all of ℝ^d (not: strictly increasing). ``empirical``: unproved; a search found
+            nothing against it, which is not a proof.
+        scope: which projections were examined.
+        map: the function that the claim is about.
+        domain: the inputs that the claim is about.
+        weights: ``nonneg`` or ``mixed``: signs of the examined entries.
+        activation: class of σ, and where it is non-decreasing.
+        order: ``vacuous``, ``binding``, or ``basis-dependent`` (RMSNorm: a rotation of the residual stream keeps the
+            model and changes which inputs are ordered).
+        weights_hash: SHA-256 over the examined matrices, their biases and the norms before them.
+        reasons: one sentence each.
+    """
+
+    verdict: Verdict
+    scope: str
+    map: str
+    domain: str
+    weights: Literal["nonneg", "mixed"]
+    activation: dict[str, str]
+    order: Literal["vacuous", "binding", "basis-dependent"]
+    weights_hash: str
+    reasons: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the certificate as JSON values."""
+        return asdict(self) | {"reasons": list(self.reasons)}
+
+
+def certify(model: PreTrainedModel | str | Path, scope: str | None = None) -> Certificate:
+    """Examine the feed-forward networks of a model in memory or of an exported folder.
+
+    Args:
+        model: the model (not changed), or what ``isotone.models.load_model`` takes.
+        scope: which projections to examine; what the model's configuration says it was constrained to, or else the
+            widest scope of its architecture.
+
+    Raises:
+        UsageError: the model cannot be read, its architecture is unknown, the scope matches nothing in it, or a network
+            does not compute what its architecture's does.
+    """
+    if isinstance(model, PreTrainedModel):
+        return _certify(model, scope)
+    from isotone.models import load_model
+
+    return _certify(load_model(str(model), dtype="auto"), scope)
+
+
+def _certify(model: PreTrainedModel, scope: str | None) -> Certificate:
+    recorded = getattr(model.config, "isotone", None) or {}
+    scope = scope or recorded.get("scope") or architecture_of(model.config.model_type).widest_scope
+    modules = constrained_modules(model, scope)
+    networks = feed_forwards(model)
+    norms = trace_norms(model, networks, probe_tokens(model))
+    require_claimed_maps(model, networks, probe_tokens(model))
+    activation = monotonicity_of(networks[0].activation)
+    wrong = _wrong_entries(modules)
+    order = _order(norms)
+    verdict, reasons = _judge(networks, norms, activation, wrong, modules)
+    return Certificate(
+        verdict=verdict,
+        scope=scope,
+        map=_map(networks[0], modules),
+        domain={"vacuous": "outputs of the norm, an antichain", "strict": "ℝ^d"}.get(verdict, "none proved"),
+        weights="mixed" if wrong else "nonneg",
+        activation={"name": activation.name, "non_decreasing_on": str(activation)},
+        order=order,
+        weights_hash=_hash(modules, norms),
+        reasons=tuple(reasons),
+    )
+
+
+def _wrong_entries(modules: dict[str, nn.Module]) -> list[str]:
+    """Return, for each examined matrix with an entry that is not a non-negative number, a sentence."""
+    wrong = []
+    for name, module in modules.items():
+        bad = ~(matrix(module) >= 0) | torch.isinf(matrix(module))
+        if count := int(bad.sum()):
+            wrong.append(f"{name}.weight has {count} of {bad.numel()} entries that are negative or not finite")
+    return wrong
+
+
+def _order(norms: Sequence[Norm | str]) -> Literal["vacuous", "binding", "basis-dependent"]:
+    if all(_antichain(norm) for norm in norms):
+        return "vacuous"
+    if any(isinstance(norm, Norm) and norm.kind == "rms_norm" for norm in norms):
+        return "basis-dependent"
+    return "binding"
+
+
+def _antichain(norm: Norm | str) -> bool:
+    """Return whether no two different outputs of a norm are ordered: mean-subtracting, gains of one sign, none 0."""
+    return isinstance(norm, Norm) and norm.kind == "layer_norm" and norm.one_sign
+
+
+def _judge(
+    networks: Sequence[FeedForward],
+    norms: Sequence[Norm | str],
+    activation: Monotonicity,
+    wrong: Sequence[str],
+    modules: dict[str, nn.Module],
+) -> tuple[Verdict, list[str]]:
+    if wrong:
+        return "violated", [*wrong[:3], *([f"and {len(wrong) - 3} more matrices"] if len(wrong) > 3 else [])]
+    if all(_antichain(norm) for norm in norms):
+        return "vacuous", [
+            "each network reads a LayerNorm with gains of one sign: no two different inputs are ordered, "
+            "so any network there is monotone, constrained or not"
+        ]
+    gated = networks[0].gate is not None
+    same = {type(n.activation) for n in networks} == {type(networks[0].activation)}
+    if not gated and same and activation.everywhere:
+        return "strict", [f"no examined weight is negative and {activation.name} is non-decreasing on ℝ"]
+    doubts = []
+    if gated:
+        doubts.append("a gated product is monotone only where both factors are non-negative and non-decreasing")
+    if not activation.everywhere:
+        doubts.append(f"{activation.name} is not proved non-decreasing on ℝ (proved on: {activation})")
+    return _search(networks, norms, modules, doubts)
+
+
+def _search(
+    networks: Sequence[FeedForward], norms: Sequence[Norm | str], modules: dict[str, nn.Module], doubts: list[str]
+) -> tuple[Verdict, list[str]]:
+    for network, norm in zip(networks, norms, strict=True):
+        if isinstance(norm, str):
+            doubts.append(f"{network.names['up']} is fed by {norm}: no norm, so reachable inputs are not known")
+        elif not _antichain(norm):
+            function, num_outputs = _function(network, modules)
+            if found := find_witness(function, norm, num_outputs):
+                where = f"the feed-forward network of {network.block}"
+                falls = f"output {found.output} falls by {found.drop:.3g} although no input falls"
+                return "violated", [*doubts, f"{where}: {falls} (ordered pair of reachable inputs, checked in fp64)"]
+    return "empirical", [*doubts, "a search for an ordered pair out of order found none, which is not a proof"]
+
+
+def _function(network: FeedForward, modules: dict[str, nn.Module]) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Return the map that the claim is about, with its weights in fp64, and the number of its outputs."""
+    if network.names["down"] not in modules:
+        return network.hidden, matrix(network.up).shape[0]
+    return network, matrix(network.down).shape[0]
+
+
+def _map(network: FeedForward, modules: dict[str, nn.Module]) -> str:
+    hidden = "σ(W1 u + b1)" if network.gate is None else "(σ(W_gate u) ⊙ W1 u)"
+    whole = network.names["down"] in modules
+    return f"u ↦ W2 {hidden} + b2" if whole else f"u ↦ {hidden}"
+
+
+def _hash(modules: dict[str, nn.Module], norms: Sequence[Norm | str]) -> str:
+    """Return a hash of everything the claim depends on, the same in memory and from disk."""
+    digest = hashlib.sha256()
+    tensors: dict[str, Tensor | None] = {}
+    for name, module in modules.items():
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = matrix(module), bias_of(module)
+    for norm in norms:
+        if isinstance(norm, Norm):
+            tensors[f"{norm.name}.gain"], tensors[f"{norm.name}.offset"] = norm.gain, norm.offset
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if tensor is not None:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,129 @@
+"""What can be said about a model from its configuration alone, without torch: sizes for plans and checks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.constraint.architectures import ARCHITECTURES
+from isotone.errors import UsageError
+from isotone.models.sources import Source, resolve_source
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Sizes of a model, read from config.json or a GGUF header."""
+
+    model_type: str
+    num_parameters: int
+    """Estimated from the sizes; within a few per mille (biases and norms are left out)."""
+    vocab_size: int
+    context: int | None
+    """Longest sequence in tokens; None where positions are unlimited."""
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    tied_embeddings: bool
+    activation: str | None
+
+
+def describe(source: str, *, revision: str | None = None, gguf_file: str | None = None) -> ModelDescription:
+    """Return the sizes of a model. Of a hub model only config.json is fetched (or taken from the cache).
+
+    Raises:
+        UsageError: missing, unreadable, or without the sizes that every language model has.
+    """
+    at = resolve_source(source, gguf_file)
+    if at.gguf_file is not None:
+        if not at.local:
+            raise UsageError(f"model.gguf_file: fetch {at.given} first (`hf download {at.given} {at.gguf_file}`)")
+        return _from_gguf(at)
+    path = Path(at.location) / "config.json" if at.local else _fetch_config(at, revision)
+    config = records.read_json(path)
+    return _from_config(at, config.get("text_config", config))
+
+
+def _fetch_config(at: Source, revision: str | None) -> Path:
+    from httpx import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(at.location, "config.json", revision=revision))
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        raise UsageError(
+            f"model.source: {at.given!r} is no folder here and its config.json could not be fetched from the hub "
+            f"({type(error).__name__}); check the name and the network, or run `hf download {at.given}` where there is "
+            "one and set HF_HUB_OFFLINE=1"
+        ) from error
+
+
+def _from_config(at: Source, config: dict[str, Any]) -> ModelDescription:
+    def size(*keys: str) -> int:
+        for key in keys:
+            if isinstance(config.get(key), int):
+                return config[key]
+        raise UsageError(f"model.source: config.json of {at.given} has no {keys[0]}")
+
+    def optional(*keys: str) -> int | None:
+        return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
+
+    model_type = str(config.get("model_type"))
+    hidden, layers = size("hidden_size", "n_embd", "n_embed"), size("num_hidden_layers", "n_layer")
+    intermediate = optional("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden
+    heads, vocabulary = size("num_attention_heads", "n_head"), size("vocab_size")
+    tied = bool(config.get("tie_word_embeddings", model_type not in _UNTIED))
+    context = optional("max_position_embeddings", "n_positions")
+    gated = model_type in ARCHITECTURES and ARCHITECTURES[model_type].gated
+    key_heads = optional("num_key_value_heads") or heads
+    head = optional("head_dim") or hidden // heads
+    embedding = optional("word_embed_proj_dim") or hidden
+    parameters = (
+        vocabulary * embedding * (1 if tied else 2)
+        + (2 * embedding * hidden if embedding != hidden else 0)
+        + layers * head * hidden * (2 * heads + 2 * key_heads)
+        + layers * hidden * intermediate * (3 if gated else 2)
+        + (hidden * (context or 0) if model_type in _LEARNED_POSITIONS else 0)
+    )
+    activation = next(
+        (config[k] for k in ("hidden_activation", "hidden_act", "activation_function") if config.get(k)), None
+    )
+    return ModelDescription(
+        model_type, parameters, vocabulary, context, hidden, intermediate, layers, heads, tied, activation
+    )
+
+
+def _from_gguf(at: Source) -> ModelDescription:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise UsageError(f"model.source: {at.given} needs the gguf package; install isotone[gguf]") from error
+    try:
+        reader = GGUFReader(Path(at.location) / str(at.gguf_file))
+    except (ValueError, IndexError, KeyError) as error:
+        raise UsageError(f"model.source: {at.given} is not a readable GGUF file ({error})") from error
+
+    def field(key: str) -> Any:
+        if key not in reader.fields:
+            raise UsageError(f"model.source: the GGUF file {at.given} has no {key}")
+        return reader.fields[key].contents()
+
+    kind = field("general.architecture")
+    return ModelDescription(
+        kind,
+        sum(int(tensor.n_elements) for tensor in reader.tensors),
+        len(reader.fields["tokenizer.ggml.tokens"].data) if "tokenizer.ggml.tokens" in reader.fields else 0,
+        int(field(f"{kind}.context_length")),
+        int(field(f"{kind}.embedding_length")),
+        int(field(f"{kind}.feed_forward_length")),
+        int(field(f"{kind}.block_count")),
+        int(field(f"{kind}.attention.head_count")),
+        "output.weight" not in {tensor.name for tensor in reader.tensors},
+        None,
+    )
+
+
+_UNTIED = {"gpt_neox", "gptj", "phi", "llama", "mistral", "arcee", "qwen2"}
+"""Architectures whose configuration leaves ``tie_word_embeddings`` out when the head is not tied."""
+_LEARNED_POSITIONS = {"gpt2", "opt"}

@@ -1,0 +1,218 @@
+"""Load a causal language model and its tokenizer from any source, and refuse in one line what cannot be loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isotone.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+POCKET = Path(__file__).parent / "pocket"
+"""The bundled model."""
+
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source, resolved: what ``from_pretrained`` is given."""
+
+    given: str
+    """As the user wrote it."""
+    location: str
+    """Folder, or name on the hub."""
+    gguf_file: str | None
+    local: bool
+
+
+def resolve_source(source: str, gguf_file: str | None = None) -> Source:
+    """Tell ``pocket``, a folder, a GGUF file and a name on the hub apart.
+
+    Raises:
+        UsageError: a path that is not there, a folder without config.json, or something that is no model.
+    """
+    if source == "pocket":
+        if not (POCKET / "config.json").is_file():
+            raise UsageError("model.source: the bundled model is missing from this installation; install isotone again")
+        return Source(source, str(POCKET), None, True)
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise UsageError(f"model.source: there is no file {source}")
+        return Source(source, str(path.parent), path.name, True)
+    if path.is_dir():
+        wanted = gguf_file or "config.json"
+        if not (path / wanted).is_file():
+            raise UsageError(f"model.source: folder {source} holds no {wanted}, so it is not a model")
+        return Source(source, str(path), gguf_file, True)
+    if path.exists():
+        raise UsageError(f"model.source: {source} is a file; give a folder, a .gguf file, or a name on the hub")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UsageError(f"model.source: there is no folder {source}")
+    return Source(source, source, gguf_file, False)
+
+
+def load_model(
+    source: str,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: str = "sdpa",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    dropout: float | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, in eval mode, without a key-value cache.
+
+    Args:
+        source: ``pocket``, a folder, a ``*.gguf`` file, or a name on the hub.
+        revision: branch, tag or commit on the hub.
+        gguf_file: name of the GGUF file inside the folder or hub repository.
+        dtype: of the weights; float32 unless given, ``"auto"`` keeps what is stored.
+        attention: attention kernel.
+        allow_pickle: load ``pytorch_model.bin``, which can execute code.
+        trust_remote_code: run Python code that comes with the model.
+        dropout: replaces every dropout probability of the configuration, if given.
+
+    Raises:
+        UsageError: missing, unreadable, of an unknown architecture, with weights missing or left over, or with pickles
+            or code that were not asked for.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    at = resolve_source(source, gguf_file)
+    if at.local and not allow_pickle and at.gguf_file is None:
+        _refuse_pickles(at)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code, **_gguf(at)}
+    with _one_line(at):
+        config = AutoConfig.from_pretrained(at.location, **common)
+        if dropout is not None:
+            _set_dropout(config, dropout)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            at.location,
+            config=config,
+            dtype=torch.float32 if dtype is None else dtype,
+            attn_implementation=attention,
+            use_safetensors=None if allow_pickle or at.gguf_file else True,
+            output_loading_info=True,
+            **common,
+        )
+    model, loading = loaded
+    _require_whole(at, model, loading)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def load_tokenizer(
+    source: str, *, revision: str | None = None, gguf_file: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a source; arguments as in ``load_model``.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    at = resolve_source(source, gguf_file)
+    with _one_line(at, "tokenizer"):
+        return AutoTokenizer.from_pretrained(
+            at.location, revision=revision, trust_remote_code=trust_remote_code, **_gguf(at)
+        )
+
+
+def _gguf(at: Source) -> dict[str, str]:
+    return {} if at.gguf_file is None else {"gguf_file": at.gguf_file}
+
+
+def _refuse_pickles(at: Source) -> None:
+    folder = Path(at.location)
+    if any(folder.glob("*.safetensors")):
+        return
+    if found := [name for name in _PICKLES if (folder / name).is_file()]:
+        raise UsageError(
+            f"model.source: {at.given} has its weights only as a pickle ({found[0]}), which can execute code; "
+            "convert it to safetensors, or set model.allow_pickle: true if you trust it"
+        )
+    raise UsageError(f"model.source: folder {at.given} holds no weights (*.safetensors)")
+
+
+def _set_dropout(config: Any, dropout: float) -> None:
+    for key in ("dropout", "hidden_dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        if isinstance(getattr(config, key, None), int | float):
+            setattr(config, key, dropout)
+
+
+def _require_whole(at: Source, model: PreTrainedModel, loading: dict[str, Any]) -> None:
+    """Refuse a model of which some weights would be random: transformers only prints a report."""
+    missing = sorted(loading["missing_keys"])
+    left_over = sorted(k for k in loading["unexpected_keys"] if "parametrizations" in k or "original" in k.split("."))
+    if missing or left_over:
+        what, names = ("lacks", missing) if missing else ("holds a live parametrization in", left_over)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise UsageError(
+            f"model.source: {at.given} {what} {names[0]}{more}; it is not a whole {model.config.model_type} "
+            "(was it saved before its constraint was folded?)"
+        )
+
+
+@contextlib.contextmanager
+def _one_line(at: Source, what: str = "model") -> Iterator[None]:
+    """Turn what transformers, the hub and safetensors raise into one line that says what to do."""
+    # without this, a repository that has only pickles is converted by a bot on the hub, in a thread
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    try:
+        with _quiet():
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:  # many unrelated types, all re-raised
+        raise UsageError(f"model.source: {_explain(at, what, error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the loading report of transformers: what it warns of is an error here."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _explain(at: Source, what: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text or "custom code" in text:
+        return f"{at.given} comes with its own Python code; set model.trust_remote_code: true if you trust it"
+    if "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return f"{at.given} is of an architecture that transformers does not know ({_short(text)})"
+    if "gguf" in text.lower() and isinstance(error, ImportError):
+        return f"{at.given} needs the gguf package; install isotone[gguf]"
+    if at.local:
+        return f"the {what} in {at.given} cannot be read ({type(error).__name__}: {_short(text)})"
+    if "safetensors" in text and "not appear to have" in text:
+        return (
+            f"{at.given} has no safetensors weights on the hub; if it has pickles and you trust them, "
+            "set model.allow_pickle: true"
+        )
+    return (
+        f"{at.given!r} is no folder here and its {what} could not be fetched from the hub ({_short(text)}); check the "
+        f"name and the network, or run `hf download {at.given}` where there is one and set HF_HUB_OFFLINE=1, or give a "
+        "folder"
+    )
+
+
+def _short(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
