@@ -16,7 +16,10 @@ _TEXT, _LINE = "#010203", "#010204"
 
 _ARM = "#0102{:02x}"
 _FIRST_ARM = 0x10
-_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+NUM_COLORS = 6
+"""Colours that the page defines; further arms differ by dashes and markers."""
+
+_DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MARKERS = ("o", "s", "D", "^", "v", "P")
 _STYLE: Any = {
     "svg.hashsalt": "isotone",
@@ -106,7 +109,7 @@ def curves(
                 line.x,
                 line.y,
                 color=_color(line.arm),
-                linewidth=1 if line.faint else max(1.2, 3 - 0.8 * line.arm),
+                linewidth=1 if line.faint else _width(line.arm),
                 alpha=0.35 if line.faint else 1,
                 linestyle="solid" if line.faint else _DASHES[line.arm % len(_DASHES)],
                 marker=_MARKERS[line.arm % len(_MARKERS)] if line.marked else "",
@@ -124,8 +127,19 @@ def curves(
     return svg()
 
 
+def line_style(arm: int) -> dict[str, str]:
+    """Return how an arm's lines look, for a legend in HTML: number of its colour, width and dashes."""
+    dashes = _DASHES[arm % len(_DASHES)]
+    on_off = "none" if isinstance(dashes, str) else " ".join(f"{_width(arm) * part:g}" for part in dashes[1])
+    return {"color": str(arm % NUM_COLORS), "width": f"{_width(arm):g}", "dashes": on_off}
+
+
+def _width(arm: int) -> float:
+    return max(1.2, 3 - 0.8 * arm)
+
+
 def _color(arm: int) -> str:
-    return _ARM.format(_FIRST_ARM + arm)
+    return _ARM.format(_FIRST_ARM + arm % NUM_COLORS)
 
 
 @contextmanager

@@ -1,0 +1,254 @@
+"""The tables of a run's results: every figure with its interval, and every gap named."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isotone.records import hash_json
+from isotone.report.run_files import ATTACKS, RunFiles
+from isotone.report.tables import MISSING, Table, count, interval, number, p_value, share, signed, with_interval
+
+_OFFSETS = ("gap", "0-7", "8-31", "32+")
+_ATTACK_NAMES = {"hotflip": "HotFlip", "triggers": "triggers"}
+
+
+def overview_table(run: RunFiles) -> Table:
+    """One row an arm: what it costs, what attacks do to it, what is proved about it."""
+    attacked = [(attack, variant) for attack in ATTACKS for variant in run.variants(attack) if variant != "published"]
+    columns = [
+        "Arm",
+        "Perplexity [95 %]",
+        "Bits per byte",
+        *(f"Δ {attack_name(*pair)}, nats per token [95 %]" for pair in attacked),
+        "Certificate",
+    ]
+    rows = [
+        [
+            arm,
+            _measured(run, arm, "perplexity", 2),
+            number(run.measurement(arm, "bits_per_byte").get("value"), 4),
+            *(_measured(run, arm, "delta_nll", 3, attack=attack, variant=variant) for attack, variant in attacked),
+            (run.arm(arm).get("certificate") or {}).get("verdict", MISSING),
+        ]
+        for arm in run.arms
+    ]
+    return Table("All arms at a glance", columns, rows, frozenset({0, len(columns) - 1}))
+
+
+def attack_table(run: RunFiles, attack: str) -> Table:
+    """One row an arm and variant: clean and attacked loss, success at the common threshold, what was spent."""
+    columns = [
+        "Arm, variant",
+        "Documents",
+        "Clean, nats",
+        "Attacked, nats",
+        "Δ, nats per token [95 %]",
+        "Success",
+        "Threshold τ, nats",
+        "Top-1 clean → attacked",
+        "Forward tokens spent",
+    ]
+    rows = []
+    for arm in run.arms:
+        for variant in run.variants(attack):
+            if variant == "published":
+                continue
+            entry = run.entry(arm, attack, variant)
+            top1 = entry.get("top1") or {}
+            rows.append(
+                [
+                    f"{arm}, {variant}",
+                    count(entry.get("n")),
+                    number(entry.get("clean_nll")),
+                    number(entry.get("attacked_nll")),
+                    _measured(run, arm, "delta_nll", 3, attack=attack, variant=variant),
+                    share(entry.get("success_rate")),
+                    number(entry.get("threshold")),
+                    f"{share(top1.get('clean'))} → {share(top1.get('attacked'))}" if top1 else MISSING,
+                    count(entry.get("spent_tokens")),
+                ]
+            )
+    return Table(f"{_ATTACK_NAMES[attack].capitalize()}: primary figures", columns, rows)
+
+
+def published_table(run: RunFiles) -> Table:
+    """The published accounting, under its own name."""
+    columns = ["Arm, attack", "Success", "Degradation", "Clean, nats", "Attacked, nats", "Success above"]
+    rows = []
+    for arm in run.arms:
+        for attack in ATTACKS:
+            for variant in run.variants(attack):
+                entry = run.entry(arm, attack, variant).get("published_accounting") or {}
+                rows.append(
+                    [
+                        f"{arm}, {attack_name(attack, variant)}",
+                        share(entry.get("success_rate")),
+                        share(entry.get("degradation")),
+                        number(entry.get("clean")),
+                        number(entry.get("attacked")),
+                        share(entry.get("threshold")),
+                    ]
+                )
+    return Table("Published accounting: inserted tokens are scored as labels, the bar is relative", columns, rows)
+
+
+def offsets_table(run: RunFiles) -> Table:
+    """Where the damage lies, by distance from the attacked part."""
+    rows = []
+    for arm in run.arms:
+        for attack in ATTACKS:
+            for variant in run.variants(attack):
+                by_offset = run.entry(arm, attack, variant).get("delta_by_offset")
+                if by_offset:
+                    rows.append(
+                        [
+                            f"{arm}, {attack_name(attack, variant)}",
+                            *(signed(by_offset[o]) if o in by_offset else "–" for o in _OFFSETS),
+                        ]
+                    )
+    columns = ["Arm, attack", "Gap (not scored)", "Tokens 0–7", "Tokens 8–31", "Tokens 32 and on"]
+    return Table("Δ in nats per token, by distance from the attacked part", columns, rows)
+
+
+def triggers_table(run: RunFiles) -> Table:
+    """The trigger that each arm's search chose, against its controls."""
+    columns = ["Arm", "Trigger", "Δ trigger", "minus shifted text", "minus random trigger", "Δ first trigger"]
+    rows = []
+    for arm in run.arms:
+        for variant in run.variants("triggers"):
+            entry = run.entry(arm, "triggers", variant)
+            rows.append(
+                [
+                    arm,
+                    str(entry.get("trigger_text", MISSING)),
+                    signed(entry.get("delta_nll")),
+                    signed(entry.get("delta_minus_shift")),
+                    signed(entry.get("delta_minus_random")),
+                    signed(entry.get("delta_initial")),
+                ]
+            )
+    return Table("Universal triggers on held-out documents, nats per token", columns, rows, frozenset({0, 1}))
+
+
+def comparisons_table(run: RunFiles, *, declared: bool) -> Table:
+    """Paired comparisons of arms: the declared family, or the exploratory rest."""
+    columns = ["Comparison", "a", "b", "a − b", "95 % interval", "p", "p, Holm", "Effect size", "n", "Test"]
+    rows = [
+        [
+            _comparison_name(c),
+            c["a"],
+            c["b"],
+            signed(c.get("difference"), 4),
+            interval(c.get("ci95"), 4),
+            p_value(c.get("p")),
+            p_value(c.get("p_adjusted")) if declared else "–",
+            signed(c.get("effect_size"), 2),
+            count(c.get("n")),
+            str(c.get("test", "")),
+        ]
+        for c in run.final.get("comparisons", ())
+        if (c.get("family") != "exploratory") == declared
+    ]
+    caption = "the declared family, corrected together" if declared else "exploratory, not corrected"
+    return Table(f"Paired comparisons on the same documents: {caption}", columns, rows, frozenset({0, 1, 2, 9}))
+
+
+def certificates_table(run: RunFiles) -> Table:
+    """What is proved about each arm's weights, and why no more."""
+    keys = ("verdict", "scope", "map", "domain", "weights", "activation", "order", "reasons", "weights_hash")
+    rows = []
+    for arm in run.arms:
+        certificate = run.arm(arm).get("certificate") or {}
+        rows.append(
+            [arm, *(plain(certificate.get(key)) for key in keys[:-1]), str(certificate.get(keys[-1], MISSING))[:12]]
+        )
+    columns = ["Arm", *(key.capitalize() for key in keys[:-1]), "Weights' hash"]
+    return Table("Certificates of the weights that were measured", columns, rows, frozenset(range(len(columns))))
+
+
+def differences_table(run: RunFiles) -> Table:
+    """Every difference between arms that is not the one under study."""
+    rows = [[plain(value) for value in entry.values()] for entry in run.final.get("differences_between_arms", ())]
+    columns = [key.replace("_", " ") for key in next(iter(run.final.get("differences_between_arms", ())), {})]
+    return Table("What differs between arms", columns, rows, frozenset(range(len(columns))))
+
+
+def missing_table(run: RunFiles) -> Table:
+    """Every figure that is not there, with its reason."""
+    rows = []
+    for arm in run.arms:
+        if not run.measurement(arm, "perplexity"):
+            rows.append([arm, "perplexity", "", "not measured"])
+        for attack in ATTACKS:
+            if not run.arm(arm).get(attack):
+                rows.append([arm, _ATTACK_NAMES[attack], "", "not attacked"])
+            for variant in run.variants(attack):
+                for reason, documents in (run.entry(arm, attack, variant).get("missing") or {}).items():
+                    rows.append([arm, attack_name(attack, variant), count(documents), reason])
+    return Table("What is missing", ["Arm", "Figure", "Documents", "Why"], rows, frozenset({0, 1, 3}))
+
+
+def provenance_tables(run: RunFiles) -> list[Table]:
+    """What the run was made from and with: inputs, software, and each node's configuration and outputs by hash."""
+    nodes = dict(run.provenance())
+    machines: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name, record in nodes.items():
+        machines.setdefault(_software(record.get("provenance") or {}), []).append(name)
+    software = [[key, value, ", ".join(names)] for machine, names in machines.items() for key, value in machine]
+    if len(machines) == 1:
+        software = [[key, value, "all nodes"] for key, value, _ in software]
+    inputs = [
+        [key, plain(run.config.get(key))] for key in ("model", "data", "training", "attacks") if run.config.get(key)
+    ]
+    hashes = [
+        [name, str(record.get("status", MISSING)), str(record.get("config_hash", MISSING))[:12], _outputs_hash(record)]
+        for name, record in nodes.items()
+    ]
+    return [
+        table
+        for table in (
+            Table("What went in", ["Part", "Values"], inputs, frozenset({0, 1})),
+            Table("Software and device", ["What", "Version", "Nodes"], software, frozenset({0, 1, 2})),
+            Table("Records", ["Node", "Status", "Configuration", "Outputs"], hashes, frozenset({0, 1, 2, 3})),
+        )
+        if table.rows
+    ]
+
+
+def _software(provenance: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return versions and device of a record, without its times and its host."""
+    packages = tuple((str(k), str(v)) for k, v in (provenance.get("packages") or {}).items())
+    return packages + tuple(
+        (key, str(provenance[key])) for key in ("platform", "device", "threads") if key in provenance
+    )
+
+
+def _outputs_hash(record: Mapping[str, Any]) -> str:
+    return hash_json(record["outputs"])[:12] if record.get("outputs") else MISSING
+
+
+def attack_name(attack: str, variant: str) -> str:
+    """Return how an attack is called on the page."""
+    return _ATTACK_NAMES[attack] if variant == "universal" else f"{_ATTACK_NAMES[attack]} {variant.replace('_', ' ')}"
+
+
+def plain(value: Any) -> str:
+    """Return a value of the results as words."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {plain(part)}" for key, part in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(plain, value))
+    return str(value)
+
+
+def _measured(run: RunFiles, arm: str, metric: str, digits: int, **where: Any) -> str:
+    found = run.measurement(arm, metric, **where)
+    return with_interval(found.get("value"), found.get("ci95"), digits)
+
+
+def _comparison_name(comparison: Mapping[str, Any]) -> str:
+    attack, variant = comparison.get("attack"), comparison.get("variant")
+    return comparison["metric"] + (f", {attack_name(attack, variant or 'universal')}" if attack in ATTACKS else "")

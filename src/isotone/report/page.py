@@ -1,0 +1,63 @@
+"""Writes the page of a run: one HTML file that needs nothing else, made from the run's records and results alone."""
+
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.report import content, figures
+from isotone.report.run_files import RunFiles
+from isotone.report.sections import NUM_TEXTS, SECTIONS
+from isotone.report.tables import MISSING, signed
+from isotone.report.texts import AttackedDocument, TokenTexts, attacked_documents, visible
+
+QUESTION = "What does a monotone feed-forward network buy, and what does it cost?"
+
+
+def write_report(run_directory: Path) -> Path:
+    """Write report.html into a run's directory and return its path.
+
+    Raises:
+        BlockedError: the run has no final results.
+        CorruptError: a result file is not what was written.
+    """
+    path = run_directory / "report.html"
+    records.write_text(path, render_report(RunFiles(run_directory)))
+    return path
+
+
+def render_report(run: RunFiles) -> str:
+    """Return the page as HTML; all text of models and documents is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("isotone.report"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.globals.update(missing=MISSING, signed=signed)
+    return environment.get_template("report.html.j2").render(
+        title=f"{run.config['name']} · seed {run.final['seed']}",
+        description=run.config.get("description") or QUESTION,
+        arms=[_arm_key(run, number) for number in range(len(run.arms))],
+        sections=[section(run) for section in SECTIONS],
+        conclusions=[visible(c["sentence"]) for c in run.final.get("conclusions", ())],
+        documents=_documents(run),
+    )
+
+
+def _documents(run: RunFiles) -> list[AttackedDocument]:
+    variants = [v for v in ("iterative", "once") if v in run.variants("hotflip")]
+    if not variants:
+        return []
+    rows = {arm: run.rows(arm, "hotflip") for arm in run.arms}
+    return attacked_documents(rows, TokenTexts.of_run(run.root), variants[0], NUM_TEXTS)
+
+
+def _arm_key(run: RunFiles, number: int) -> dict[str, Any]:
+    name = run.arms[number]
+    arm = (run.config.get("arms") or {}).get(name) or {}
+    constraint = arm.get("constraint")
+    words = (
+        ["unconstrained"] if not constraint else [content.plain({k: v for k, v in constraint.items() if v is not None})]
+    )
+    words += [f"starts from {arm['start']}"] if arm.get("start", "pretrained") != "pretrained" else []
+    words += ["not trained further"] if arm.get("train") is False else []
+    return {"name": name, "description": "; ".join(words), **figures.line_style(number)}

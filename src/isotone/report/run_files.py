@@ -1,0 +1,81 @@
+"""Reads the files of a run that a report is made from: configuration, results, metrics and records."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from isotone import records
+from isotone.errors import BlockedError
+
+ATTACKS = ("hotflip", "triggers")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run's folder; what is not there is None or empty, so that a report can say it is missing."""
+
+    root: Path
+
+    @cached_property
+    def final(self) -> Mapping[str, Any]:
+        """The merged results.
+
+        Raises:
+            BlockedError: the run was not aggregated.
+        """
+        path = self.root / "results" / "final_results.json"
+        if not path.is_file():
+            raise BlockedError(f"{path} is not there; finish the run first: isotone run … --until aggregate")
+        return records.read_json(path)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved experiment."""
+        return yaml.safe_load((self.root / "config.yaml").read_text())
+
+    @cached_property
+    def arms(self) -> tuple[str, ...]:
+        """All arms of the experiment, measured or not, the baseline first."""
+        names = list(self.config.get("arms") or self.final["arms"])
+        return tuple(sorted(names, key=lambda name: name != "baseline"))
+
+    def arm(self, name: str) -> Mapping[str, Any]:
+        """What the results say about an arm."""
+        return self.final["arms"].get(name) or {}
+
+    def entries(self, arm: str, attack: str) -> Mapping[str, Mapping[str, Any]]:
+        """What one attack found in an arm, by variant; empty if it was not made."""
+        found = self.arm(arm).get(attack) or {}
+        return found.get("variants") or ({found["variant"]: found} if found else {})
+
+    def entry(self, arm: str, attack: str, variant: str) -> Mapping[str, Any]:
+        """What one variant of an attack found in an arm; empty if it was not made."""
+        return self.entries(arm, attack).get(variant) or {}
+
+    def variants(self, attack: str) -> tuple[str, ...]:
+        """The variants of an attack that any arm has, in the order of the results."""
+        return tuple(dict.fromkeys(variant for arm in self.arms for variant in self.entries(arm, attack)))
+
+    def measurement(self, arm: str, metric: str, **where: Any) -> Mapping[str, Any]:
+        """The first measurement of an arm's metric whose other keys are as given; empty if there is none."""
+        wanted = {"arm": arm, "metric": metric, **where}
+        return next((m for m in self.final["measurements"] if wanted.items() <= m.items()), {})
+
+    def rows(self, arm: str, attack: str) -> list[dict[str, Any]]:
+        """One row for each document and variant of an attack."""
+        folder = self.root / "results" / "documents"
+        paths = [folder / f"{attack}.{arm}.jsonl", *sorted(folder.glob(f"{attack}.{arm}.*.jsonl"))]
+        return [row for path in paths for row in records.JsonLines(path).read()]
+
+    def metrics(self, arm: str) -> list[dict[str, Any]]:
+        """One line for each training step and each validation of an arm."""
+        return records.JsonLines(self.root / "metrics" / f"train.{arm}.jsonl").read()
+
+    def provenance(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield each node's name with what its record says, by name."""
+        for path in sorted((self.root / "records").glob("*.json")):
+            yield path.stem, records.read_json(path)

@@ -1,0 +1,191 @@
+"""The parts of a run's page: which figures, tables and words stand where."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from isotone.report import content, figures
+from isotone.report.figures import Curve, Interval
+from isotone.report.run_files import ATTACKS, RunFiles
+from isotone.report.tables import Table
+
+NUM_TEXTS = 3
+"""Attacked documents on the page."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG with its caption, and the words that stand for it where it cannot be seen."""
+
+    svg: str
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; ``more`` are tables that are folded away."""
+
+    id: str
+    title: str
+    text: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    more: Sequence[Table] = ()
+
+
+def _conclusions(run: RunFiles) -> Section:
+    return Section("conclusions", "What this run says", tables=[content.overview_table(run)], text=_how_to_read(run))
+
+
+def _cost(run: RunFiles) -> Section:
+    found = _intervals(run, "perplexity")
+    plots = []
+    if found:
+        plots.append(_interval_figure(found, "perplexity", "Held-out perplexity with its 95 % interval over documents"))
+    for metric, label in (("validation_nll", "Validation loss"), ("loss", "Training loss")):
+        lines = _training_curves(run, metric)
+        if lines:
+            svg = figures.curves(lines, "optimizer step", f"{label.lower()}, nats per token")
+            absent = _absent(run, {line.label for line in lines})
+            plots.append(Figure(svg, f"{label} by optimizer step.{absent}", f"{label} by step. {_ends(lines)}"))
+    return Section("cost", "What it costs", figures=plots)
+
+
+def _attacks(run: RunFiles) -> Section:
+    plots, tables = [], []
+    for attack in ATTACKS:
+        for variant in run.variants(attack):
+            found = _intervals(run, "delta_nll", attack=attack, variant=variant)
+            name = content.attack_name(attack, variant)
+            if found:
+                caption = f"{name}: rise of the loss, with its 95 % interval"
+                plots.append(_interval_figure(found, "Δ, nats per scored token", caption, zero=True))
+            plots += _success_figure(run, attack, variant)
+        if run.variants(attack):
+            tables.append(content.attack_table(run, attack))
+    tables += [t for t in (content.triggers_table(run), content.offsets_table(run)) if t.rows]
+    return Section("attacks", "What attacks do", figures=plots, tables=tables, more=[content.published_table(run)])
+
+
+def _texts(run: RunFiles) -> Section:
+    text = (
+        f"The first {NUM_TEXTS} attacked documents by index, not chosen by outcome. Struck out: the token that was "
+        "there; bold and underlined: what the attack put in its place; dotted: the gap, neither attacked nor scored; "
+        "shaded: scored tokens that became harder (red) or easier (blue) to predict, fully at 3 nats."
+    )
+    return Section("texts", "Attacked texts", text=[text])
+
+
+def _comparisons(run: RunFiles) -> Section:
+    return Section(
+        "comparisons",
+        "Comparisons",
+        tables=[content.comparisons_table(run, declared=True)],
+        more=[content.comparisons_table(run, declared=False)],
+    )
+
+
+def _certificates(run: RunFiles) -> Section:
+    text = (
+        "The claim, exactly: for each feed-forward network in scope, the map from the norm's output to before the "
+        "residual sum is coordinatewise non-decreasing in real arithmetic with the exported weights. Nothing is "
+        "claimed about a block, the model, or edits of tokens."
+    )
+    return Section("certificates", "Certificates", text=[text], tables=[content.certificates_table(run)])
+
+
+def _fairness(run: RunFiles) -> Section:
+    return Section(
+        "fairness",
+        "Differences and gaps",
+        tables=[t for t in (content.differences_table(run), content.missing_table(run)) if t.rows],
+    )
+
+
+def _provenance(run: RunFiles) -> Section:
+    return Section("provenance", "Provenance", tables=content.provenance_tables(run))
+
+
+SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
+    _conclusions, _cost, _attacks, _texts, _comparisons, _certificates, _fairness, _provenance,
+)  # fmt: skip
+"""What makes the sections, in the order of the page."""
+
+
+def _how_to_read(run: RunFiles) -> list[str]:
+    lines = [
+        "Δ is the rise of the loss, in nats per scored token, that an attack causes on tokens it may not touch: the "
+        "larger, the more harm. Where there is no figure the page says so; no gap is filled with a 0.",
+    ]
+    orders = {(run.arm(arm).get("certificate") or {}).get("order") for arm in run.arms}
+    if "vacuous" in orders:
+        lines.append(
+            "LayerNorm leaves the feed-forward networks of this model no two ordered inputs: non-negative weights "
+            "restrict no function here, so the property itself cannot make it robust; the way it is trained can."
+        )
+    if "basis-dependent" in orders:
+        lines.append(
+            "Which inputs are ordered depends on the basis of this model's residual stream, which is arbitrary: "
+            "monotonicity is at most an inductive bias here."
+        )
+    return lines
+
+
+def _intervals(run: RunFiles, metric: str, **where: str) -> list[Interval]:
+    found = []
+    for number, arm in enumerate(run.arms):
+        entry = run.measurement(arm, metric, **where)
+        if entry.get("value") is not None:
+            found.append(Interval(arm, number, entry["value"], *(entry.get("ci95") or (None, None))))
+    return found
+
+
+def _interval_figure(found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:
+    values = "; ".join(f"{row.label} {row.value:.3f}" for row in found)
+    return Figure(figures.intervals(found, x_label, zero=zero), f"{caption}.", f"{caption}: {values}")
+
+
+def _training_curves(run: RunFiles, metric: str) -> list[Curve]:
+    lines = []
+    for number, arm in enumerate(run.arms):
+        points = [(line["step"], line[metric]) for line in run.metrics(arm) if line.get(metric) is not None]
+        if points:
+            steps, values = zip(*points, strict=True)
+            lines.append(Curve(arm, number, steps, values, marked=metric == "validation_nll"))
+    return lines
+
+
+def _success_figure(run: RunFiles, attack: str, variant: str) -> list[Figure]:
+    lines, thresholds = [], {}
+    for number, arm in enumerate(run.arms):
+        entry = run.entry(arm, attack, variant)
+        if entry.get("success_curve"):
+            taus, rates = zip(*entry["success_curve"], strict=True)
+            lines.append(Curve(arm, number, taus, rates))
+            if entry.get("threshold") is not None:
+                thresholds["τ"] = entry["threshold"]
+    if not lines:
+        return []
+    svg = figures.curves(
+        lines,
+        "threshold, nats per scored token",
+        "share of documents above",
+        steps=True,
+        marks=thresholds,
+        y_range=(0, 1),
+    )
+    name = content.attack_name(attack, variant)
+    absent = _absent(run, {line.label for line in lines})
+    caption = (
+        f"{name}: share of documents whose loss rose by more than a threshold; τ is the one in the tables.{absent}"
+    )
+    return [Figure(svg, caption, f"Success of {name} by threshold")]
+
+
+def _ends(lines: Iterable[Curve]) -> str:
+    return "; ".join(f"{line.label} ends at {line.y[-1]:.3f}" for line in lines)
+
+
+def _absent(run: RunFiles, shown: set[str]) -> str:
+    absent = [arm for arm in run.arms if arm not in shown]
+    return f" Not shown, as there is nothing of it: {', '.join(absent)}." if absent else ""

@@ -1,0 +1,260 @@
+"""A finished run's folder with made-up figures, built by the project's own summaries, for tests of the report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isotone import records
+from isotone.config import Experiment
+from isotone.evaluation import summarize
+from isotone.result_models import to_json
+from isotone.results import ArmFindings, build_final_results
+
+PREFIX, GAP, SCORED = 16, 4, 16
+_VERSES = (
+    "In the beginning God created the heavens and the earth . Now the earth was formless and empty . Darkness was on "
+    "the surface of the deep and God ’ s Spirit was hovering over the surface of the waters . God said , “ Let there "
+    "be light , ” and there was light . God saw the light , and saw that it was good ."
+)
+TEXT = _VERSES.split()
+NOT_FINITE = "the loss of the clean text is not a finite number"
+
+ARMS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "monotonic": {"constraint": {"recipe": "published", "scope": "mlp_both"}, "training": {"warmup": 0.15}},
+    "shifted_twin": {
+        "start": "baseline",
+        "train": False,
+        "constraint": {"parametrization": "projection", "initialization": "shift"},
+    },
+}
+_NLL = {"baseline": 3.35, "monotonic": 3.9, "shifted_twin": 3.35}
+_HARM = {"baseline": 0.38, "monotonic": 0.31, "shifted_twin": 0.38}
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    def __init__(self, words: Sequence[str] = TEXT):
+        self.words = sorted(set(words))
+
+    def encode(self, words: Sequence[str]) -> list[int]:
+        return [self.words.index(word) for word in words]
+
+    def decode(self, token_ids: list[int], /) -> str:
+        return " ".join(self.words[i] for i in token_ids)  # like many: no blank before the first
+
+
+def write_run(
+    root: Path,
+    *,
+    attacked: Sequence[str] = tuple(ARMS),
+    num_documents: int = 24,
+    text: Sequence[str] = TEXT,
+    tokens: bool = True,
+) -> Path:
+    """Write a run's folder and return it; arms outside of ``attacked`` are neither evaluated nor attacked."""
+    from isotone.report import write_token_texts
+
+    tokenizer = Words(text)
+    run = root / "pocket" / "seed-42"
+    experiment = Experiment.model_validate({"name": "pocket", "description": "A made-up run.", "arms": ARMS})
+    records.write_json(run / "config.yaml", experiment.model_dump(mode="json", exclude_defaults=True) | {"arms": ARMS})
+    findings, all_rows = {}, []
+    for arm in attacked:
+        rows = {v: hotflip_rows(arm, v, num_documents, tokenizer, text) for v in ("once", "iterative")}
+        triggers = trigger_rows(arm, num_documents)
+        for variant, of_variant in rows.items():
+            records.JsonLines(run / "results" / "documents" / f"hotflip.{arm}.{variant}.jsonl").append(*of_variant)
+            all_rows += of_variant
+        records.JsonLines(run / "results" / "documents" / f"triggers.{arm}.jsonl").append(*triggers)
+        findings[arm] = _findings(arm, rows, triggers)
+        if ARMS[arm].get("train", True):
+            records.JsonLines(run / "metrics" / f"train.{arm}.jsonl").append(*_metrics(arm))
+        _write_record(run, f"hotflip.{arm}")
+    results = build_final_results(experiment, 42, findings, threshold=0.12, margins={"hotflip": 0.03})
+    records.write_json(run / "results" / "final_results.json", to_json(results))
+    if tokens:
+        write_token_texts(run, all_rows, tokenizer)
+    return run
+
+
+def hotflip_rows(
+    arm: str, variant: str, num_documents: int, tokenizer: Words, text: Sequence[str] = TEXT
+) -> list[dict[str, Any]]:
+    """Return rows as isotone.attacks writes them; the last document has no figures."""
+    rows = []
+    for index in range(num_documents):
+        generator = np.random.default_rng([index, len(variant)])
+        base = {"index": index, "id": f"web/Genesis/{index + 1}", "attack": "hotflip", "variant": variant}
+        if index == num_documents - 1:
+            rows.append({**base, "status": "missing", "reason": NOT_FINITE, "spent_tokens": 9})
+            continue
+        ids = tokenizer.encode([text[(index + i) % len(text)] for i in range(PREFIX + GAP + SCORED)])
+        positions = sorted(generator.choice(np.arange(1, PREFIX), 3, replace=False).tolist())
+        edits = [[p, ids[p], (ids[p] + 1 + int(generator.integers(20))) % len(tokenizer.words)] for p in positions]
+        clean = generator.gamma(2, _NLL[arm] / 2, SCORED)
+        rise = generator.normal(_HARM[arm] * (1 if variant == "iterative" else 0.6), 0.9, SCORED)
+        context = generator.gamma(2, 1.5, PREFIX + GAP - 1)
+        degradation = float(rise.sum() / clean.sum())
+        rows.append(
+            {
+                **base,
+                "status": "ok",
+                "clean_ids": ids,
+                "edits": edits,
+                "context_clean_nll": context.tolist(),
+                "context_attacked_nll": (context + 0.2).tolist(),
+                "clean_nll": clean.tolist(),
+                "attacked_nll": (clean + rise).tolist(),
+                "scored_tokens": SCORED,
+                "delta_nats": math.fsum(rise.tolist()),
+                "delta_by_offset": {
+                    "gap": {"nats": 0.8, "tokens": GAP},
+                    "0-7": {"nats": float(rise[:8].sum()), "tokens": 8},
+                    "8-31": {"nats": float(rise[8:].sum()), "tokens": 8},
+                },
+                "top1": {"clean": 6, "attacked": 5},
+                "spent_tokens": 16_000,
+                "round_trip": True,
+                "text_space": None,
+                "published_accounting": {
+                    "clean": float(clean.mean()),
+                    "attacked": float((clean + rise).mean()),
+                    "degradation": degradation,
+                    "flipped": 0.1,
+                    "untouched": 0.2,
+                    "tokens": 35,
+                },
+            }
+        )
+    return rows
+
+
+def trigger_rows(arm: str, num_documents: int) -> list[dict[str, Any]]:
+    """Return rows of the universal trigger."""
+    rows = hotflip_rows(arm, "once", num_documents, Words())
+    extra = {"shift_deltas": [0.05] * 8, "random_deltas": [0.08] * 8, "initial_delta": 0.1}
+    return [{**row, "attack": "triggers", "variant": "universal", **extra} for row in rows]
+
+
+def _findings(arm: str, rows: Mapping[str, Any], triggers: Sequence[Any]) -> ArmFindings:
+    evaluation_rows = _evaluation_rows(arm)
+    entries = {variant: _entry(of_variant) for variant, of_variant in rows.items()}
+    trigger = _entry(triggers) | {
+        "delta_shift": 0.05,
+        "delta_random": 0.08,
+        "delta_minus_shift": 0.18,
+        "delta_minus_random": 0.15,
+        "delta_initial": 0.1,
+        "trigger_ids": [1, 2, 3],
+        "trigger_text": " light waters said",
+        "restarts": [],
+    }
+    constrained = "constraint" in ARMS[arm]
+    return ArmFindings(
+        evaluation={"last": summarize(evaluation_rows)},
+        primary_checkpoint="last",
+        evaluation_rows=evaluation_rows,
+        hotflip=entries,
+        hotflip_rows=rows,
+        triggers=trigger,
+        trigger_rows=triggers,
+        certificate={
+            "verdict": "vacuous" if constrained else "violated",
+            "scope": "mlp_both",
+            "map": "u ↦ W2 σ(W1 u + b1) + b2",
+            "domain": "outputs of the norm, an antichain",
+            "weights": "nonneg" if constrained else "mixed",
+            "activation": {"name": "gelu", "non_decreasing_on": "[−0.7518, ∞)"},
+            "order": "vacuous",
+            "weights_hash": "5f" * 32,
+            "reasons": ["LayerNorm's outputs have a fixed sum, so no two of them are ordered"],
+        },
+        training={"step": 60, "total_steps": 60} if ARMS[arm].get("train", True) else None,
+    )
+
+
+def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    ok = [row for row in rows if row["status"] == "ok"]
+    tokens = sum(row["scored_tokens"] for row in ok)
+    deltas = sorted(row["delta_nats"] / row["scored_tokens"] for row in ok)
+    curve = [[round(tau, 2), sum(d > tau for d in deltas) / len(deltas)] for tau in np.arange(0, 1.2, 0.05)]
+    return {
+        "attack": rows[0]["attack"],
+        "variant": rows[0]["variant"],
+        "protocol": "prefix_continuation",
+        "n": len(ok),
+        "missing": {NOT_FINITE: len(rows) - len(ok)},
+        "delta_nll": sum(row["delta_nats"] for row in ok) / tokens,
+        "clean_nll": sum(sum(row["clean_nll"]) for row in ok) / tokens,
+        "attacked_nll": sum(sum(row["attacked_nll"]) for row in ok) / tokens,
+        "success_rate": sum(d > 0.12 for d in deltas) / len(deltas),
+        "threshold": 0.12,
+        "success_curve": curve,
+        "top1": {"clean": 0.375, "attacked": 0.3125},
+        "delta_by_offset": {"gap": 0.2, "0-7": 0.4, "8-31": 0.1},
+        "spent_tokens": 16_000 * len(ok),
+        "edits_per_document": 3.0,
+        "round_trip": {"survived": len(ok), "changed": 0, "text_space_delta_nll": None},
+        "published_accounting": {
+            "success_rate": 0.7,
+            "degradation": 0.3,
+            "clean": 3.3,
+            "attacked": 4.0,
+            "threshold": 0.15,
+        },
+    }
+
+
+def _evaluation_rows(arm: str) -> list[dict[str, Any]]:
+    generator = np.random.default_rng(5)
+    return [
+        {
+            "id": f"test/{index}",
+            "nats": float(num_tokens * (_NLL[arm] + generator.normal(0, 0.2))),
+            "num_tokens": num_tokens,
+            "num_bytes": 4 * num_tokens,
+        }
+        for index, num_tokens in enumerate(generator.integers(200, 900, 40).tolist())
+    ]
+
+
+def _metrics(arm: str) -> list[dict[str, Any]]:
+    generator = np.random.default_rng(7)
+    high = 3 if arm == "monotonic" else 0.1
+    lines: list[dict[str, Any]] = []
+    for step in range(1, 61):
+        loss = _NLL[arm] + high * math.exp(-step / 12)
+        noisy = loss + generator.normal(0, 0.05)
+        where = {"step": step, "epoch": step / 200}
+        lines.append(where | {"loss": noisy, "lr": 5e-4, "grad_norm": 1.0, "tokens": 4096 * step})
+        if step % 20 == 0:
+            lines.append(where | {"validation_nll": loss})
+    return lines
+
+
+def _write_record(run: Path, node: str) -> None:
+    records.write_json(
+        run / "records" / f"{node}.json",
+        {
+            "schema": 1,
+            "node": node,
+            "status": "complete",
+            "config": {},
+            "config_hash": "ab" * 32,
+            "inputs": {},
+            "outputs": {f"results/by_arm/{node}.json": {"size": 10, "sha256": "cd" * 32}},
+            "provenance": {
+                "packages": {"python": "3.11.7", "isotone": "0.1.0", "torch": "2.13.0"},
+                "platform": "Linux-6.1-x86_64",
+                "host": "secret-host",
+                "device": "no GPU: running on the CPU (x86_64, 2 cores, 2 threads)",
+                "threads": 2,
+                "started": 1700000000.0,
+            },
+        },
+    )
