@@ -1,7 +1,7 @@
 """Checkpoints: folders of safetensors and JSON that are complete or absent, and which of them are kept and chosen.
 
-A checkpoint ``step-00001200/`` holds ``model.safetensors`` (what is trained: masters of constrained weights, the rest
-as it is), ``optimizer.safetensors``, ``state.json`` (position, histories, identity) and the manifest of the store. The
+A checkpoint ``step-00001200/`` holds ``model.safetensors`` (masters of constrained weights, the rest as it is),
+``optimizer.safetensors``, ``state.json`` (position, histories, identity) and the manifest of the store. The
 starting point ``step-00000000/`` has no optimizer. A save in the middle of a validation is called
 ``step-00001200.unvalidated/``.
 """
@@ -19,7 +19,10 @@ from isotone import records
 from isotone.errors import IsotoneError, UsageError
 from isotone.training.optimizer import copy_into
 
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, OPTIMIZER, STATE = "model", "optimizer", "state.json"
+SHARD_BYTES = 1 << 30
+"""Bytes of tensors after which a new file begins: a save needs so much memory beside the model, not twice the model."""
+
 FORMAT = 1
 """Number of the checkpoint's format, in state.json."""
 
@@ -42,15 +45,19 @@ class Checkpoint:
     @property
     def is_start(self) -> bool:
         """Whether it is a starting point: weights alone."""
-        return not (self.path / OPTIMIZER).exists()
+        return not any(self.path.glob(f"{OPTIMIZER}*.safetensors"))
 
     def weights(self) -> dict[str, Tensor]:
         """Read what is trained."""
-        return records.tensors_from_file(self.path / WEIGHTS)
+        return self._tensors(WEIGHTS)
 
     def optimizer(self) -> dict[str, Tensor]:
         """Read the optimizer's state."""
-        return records.tensors_from_file(self.path / OPTIMIZER)
+        return self._tensors(OPTIMIZER)
+
+    def _tensors(self, kind: str) -> dict[str, Tensor]:
+        files = sorted(self.path.glob(f"{kind}*.safetensors"))
+        return {name: value for file in files for name, value in records.tensors_from_file(file).items()}
 
 
 class CheckpointFolder:
@@ -106,11 +113,11 @@ class CheckpointFolder:
             DiskFullError: no space; the checkpoints that were there are intact.
         """
         path = self.path / f"step-{step:08d}{'' if state.get('validated', True) else '.unvalidated'}"
-        tensors = {WEIGHTS: weights} if optimizer is None else {WEIGHTS: weights, OPTIMIZER: optimizer}
+        shards = _shards(WEIGHTS, weights) | _shards(OPTIMIZER, optimizer or {})
         self.path.mkdir(parents=True, exist_ok=True)
-        num_bytes = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+        num_bytes = sum(t.nbytes for shard in shards.values() for t in shard.values())
         records.require_free_space(self.path, int(1.2 * num_bytes))
-        files: dict[str, Any] = {name: _serialized(group) for name, group in tensors.items()}
+        files = {name: _serialized(shard) for name, shard in shards.items()}
         records.publish_directory(path, {**files, STATE: records.dump_json({"format": FORMAT, **state})})
         return path
 
@@ -168,7 +175,7 @@ def put_weights(checkpoint: Checkpoint, model: nn.Module, constraint: Any = None
     if saved != given:
         raise UsageError(f"{checkpoint.path} was saved with constraint {saved}; it is now {given}")
     tensors = checkpoint.weights()
-    copy_into(weights_of(model, constraint), tensors, str(checkpoint.path / WEIGHTS))
+    copy_into(weights_of(model, constraint), tensors, f"{checkpoint.path}, weights")
     if constraint is not None:  # the scales, which are numbers; then the effective weights are written
         constraint.load_state_dict({name: tensors[name] for name in constraint.state_dict()})
 
@@ -238,6 +245,19 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
                 f"{checkpoint.path} was made with {key} {saved.get(key)}, now it is {identity.get(key)}; go back to "
                 f"what it was, or start again with --fresh"
             )
+
+
+def _shards(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the files that hold named tensors: KIND.safetensors and, past ``SHARD_BYTES``, KIND-00001.safetensors, …"""
+    shards: list[dict[str, Tensor]] = []
+    room = 0
+    for name, tensor in tensors.items():
+        if not shards or room < tensor.nbytes:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    return {f"{kind}-{i:05d}.safetensors" if i else f"{kind}.safetensors": shard for i, shard in enumerate(shards)}
 
 
 def _serialized(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:

@@ -4,9 +4,9 @@ The effective batch never changes. Sums are taken in another order with another 
 for bit for the same history of micro-batches only, and the history is kept.
 """
 
+import math
 import os
-import resource
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from isotone.errors import IsotoneError
 
 _CGROUP = Path("/sys/fs/cgroup")
 _NEAR_LIMIT = 0.9
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_WATCH_S = 15.0
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -83,6 +84,7 @@ class Attempt:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._began: dict[str, Any] = {}
+        self._watched_at = -math.inf
 
     def why_last_died_of_memory(self, step: int) -> str | None:
         """Return the evidence that the attempt before this one was killed for memory without progress, or None.
@@ -105,21 +107,26 @@ class Attempt:
     def begin(self, step: int) -> None:
         """Write the trace of this process, which begins at ``step``."""
         self._began = {"step": step, "oom_kills": oom_kills(), "control_group": control_group()}
-        self.update()
+        self._write()
 
-    def update(self) -> None:
-        """Write how much memory this process has needed so far."""
-        records.write_json(self.path, {**self._began, "memory": peak_memory(), "limit": memory_limit()})
+    def watch(self) -> None:
+        """Write how much memory this process holds, unless that was just done; call where it holds most."""
+        if time.monotonic() - self._watched_at >= _WATCH_S:
+            self._write()
+            self._watched_at = time.monotonic()
+
+    def _write(self) -> None:
+        records.write_json(self.path, {**self._began, "memory": memory(), "limit": memory_limit()})
 
     def end(self) -> None:
         """Remove the trace: this process ends on its own."""
         self.path.unlink(missing_ok=True)
 
 
-def peak_memory() -> int:
-    """Return the most memory that this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+def memory() -> int:
+    """Return the memory that this process holds, in bytes, without mapped files, which can be dropped at any time."""
+    held = psutil.Process().memory_info()
+    return held.rss - getattr(held, "shared", 0)
 
 
 def memory_limit() -> int:
