@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isotone.constraint.architectures import ARCHITECTURES, Architecture
     from isotone.constraint.certificate import Certificate, certify
-    from isotone.constraint.constrain import Constraint, constrain
-    from isotone.constraint.fold import fold
+    from isotone.constraint.constraint import Constraint, constrain
+    from isotone.constraint.folding import fold
     from isotone.constraint.recipes import RECIPES, Recipe, resolve_recipe
 
 _HOME = {
@@ -18,9 +18,9 @@ _HOME = {
     "Architecture": "architectures",
     "Certificate": "certificate",
     "certify": "certificate",
-    "Constraint": "constrain",
-    "constrain": "constrain",
-    "fold": "fold",
+    "Constraint": "constraint",
+    "constrain": "constraint",
+    "fold": "folding",
     "RECIPES": "recipes",
     "Recipe": "recipes",
     "resolve_recipe": "recipes",

@@ -4,7 +4,8 @@ Nothing here imports torch before a model is loaded.
 """
 
 from isotone.models.describe import ModelDescription, describe
+from isotone.models.pin import pin_model, require_pinned
 from isotone.models.save import save_model
 from isotone.models.sources import load_model, load_tokenizer
 
-__all__ = ["ModelDescription", "describe", "load_model", "load_tokenizer", "save_model"]
+__all__ = ["ModelDescription", "describe", "load_model", "load_tokenizer", "pin_model", "require_pinned", "save_model"]

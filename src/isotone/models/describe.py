@@ -7,7 +7,7 @@ from typing import Any
 from isotone import records
 from isotone.constraint.architectures import ARCHITECTURES
 from isotone.errors import UsageError
-from isotone.models.sources import Source, resolve_source
+from isotone.models.sources import Source, one_line, resolve_source
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,18 @@ def describe(source: str, *, revision: str | None = None, gguf_file: str | None 
             raise UsageError(f"model.gguf_file: fetch {at.given} first (`hf download {at.given} {at.gguf_file}`)")
         return _from_gguf(at)
     path = Path(at.location) / "config.json" if at.local else _fetch_config(at, revision)
-    config = records.read_json(path)
+    try:
+        config = records.read_json(path)
+    except records.CorruptError as error:
+        raise UsageError(f"model.source: config.json of {at.given} cannot be read ({error.__cause__})") from error
     return _from_config(at, config.get("text_config", config))
 
 
 def _fetch_config(at: Source, revision: str | None) -> Path:
-    from httpx import HTTPError
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    try:
+    with one_line(at, "configuration"):
         return Path(hf_hub_download(at.location, "config.json", revision=revision))
-    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise UsageError(
-            f"model.source: {at.given!r} is no folder here and its config.json could not be fetched from the hub "
-            f"({type(error).__name__}); check the name and the network, or run `hf download {at.given}` where there is "
-            "one and set HF_HUB_OFFLINE=1"
-        ) from error
 
 
 def _from_config(at: Source, config: dict[str, Any]) -> ModelDescription:

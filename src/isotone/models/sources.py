@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from isotone.errors import UsageError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from isotone.config import Model
 
 POCKET = Path(__file__).parent / "pocket"
 """The bundled model."""
@@ -62,7 +64,7 @@ def resolve_source(source: str, gguf_file: str | None = None) -> Source:
 
 
 def load_model(
-    source: str,
+    source: str | Model,
     *,
     revision: str | None = None,
     gguf_file: str | None = None,
@@ -71,11 +73,13 @@ def load_model(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     dropout: float | None = None,
+    pin: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, in eval mode, without a key-value cache.
 
     Args:
-        source: ``pocket``, a folder, a ``*.gguf`` file, or a name on the hub.
+        source: ``pocket``, a folder, a ``*.gguf`` file, or a name on the hub; or the ``model`` part of an experiment,
+            which brings its own values for the arguments of the same names.
         revision: branch, tag or commit on the hub.
         gguf_file: name of the GGUF file inside the folder or hub repository.
         dtype: of the weights; float32 unless given, ``"auto"`` keeps what is stored.
@@ -83,11 +87,23 @@ def load_model(
         allow_pickle: load ``pytorch_model.bin``, which can execute code.
         trust_remote_code: run Python code that comes with the model.
         dropout: replaces every dropout probability of the configuration, if given.
+        pin: what ``pin_model`` returned; only with the ``model`` part of an experiment.
 
     Raises:
-        UsageError: missing, unreadable, of an unknown architecture, with weights missing or left over, or with pickles
-            or code that were not asked for.
+        UsageError: missing, unreadable, of an unknown architecture, with weights missing or left over, with pickles or
+            code that were not asked for, or not the pinned files.
     """
+    if not isinstance(source, str):
+        return load_model(
+            source.source,
+            revision=_pinned_revision(source, pin),
+            gguf_file=source.gguf_file,
+            attention=source.attention,
+            allow_pickle=source.allow_pickle,
+            trust_remote_code=source.trust_remote_code,
+            dtype=dtype,
+            dropout=dropout,
+        )
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -95,7 +111,7 @@ def load_model(
     if at.local and not allow_pickle and at.gguf_file is None:
         _refuse_pickles(at)
     common = {"revision": revision, "trust_remote_code": trust_remote_code, **_gguf(at)}
-    with _one_line(at):
+    with one_line(at):
         config = AutoConfig.from_pretrained(at.location, **common)
         if dropout is not None:
             _set_dropout(config, dropout)
@@ -115,20 +131,41 @@ def load_model(
 
 
 def load_tokenizer(
-    source: str, *, revision: str | None = None, gguf_file: str | None = None, trust_remote_code: bool = False
+    source: str | Model,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    trust_remote_code: bool = False,
+    pin: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to a source; arguments as in ``load_model``.
 
     Raises:
         UsageError: there is none, or it cannot be read.
     """
+    if not isinstance(source, str):
+        return load_tokenizer(
+            source.source,
+            revision=_pinned_revision(source, pin),
+            gguf_file=source.gguf_file,
+            trust_remote_code=source.trust_remote_code,
+        )
     from transformers import AutoTokenizer
 
     at = resolve_source(source, gguf_file)
-    with _one_line(at, "tokenizer"):
+    with one_line(at, "tokenizer"):
         return AutoTokenizer.from_pretrained(
             at.location, revision=revision, trust_remote_code=trust_remote_code, **_gguf(at)
         )
+
+
+def _pinned_revision(model: Model, pin: Mapping[str, Any] | None) -> str | None:
+    from isotone.models.pin import require_pinned
+
+    if pin is None:
+        return model.revision
+    require_pinned(model, pin)
+    return pin["revision"]
 
 
 def _gguf(at: Source) -> dict[str, str]:
@@ -167,7 +204,7 @@ def _require_whole(at: Source, model: PreTrainedModel, loading: dict[str, Any]) 
 
 
 @contextlib.contextmanager
-def _one_line(at: Source, what: str = "model") -> Iterator[None]:
+def one_line(at: Source, what: str = "model") -> Iterator[None]:
     """Turn what transformers, the hub and safetensors raise into one line that says what to do."""
     # without this, a repository that has only pickles is converted by a bot on the hub, in a thread
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from isotone.constraint.constrain import ATTRIBUTE, Constraint
+from isotone.constraint.constraint import ATTRIBUTE, Constraint
 from isotone.errors import IsotoneError
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)

@@ -1,0 +1,73 @@
+"""Pin a model to the very files that a run starts from, so that no later stage starts from others unnoticed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.config import Model
+from isotone.errors import UsageError
+from isotone.models.describe import describe
+from isotone.models.sources import Source, one_line, resolve_source
+
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+"""What is fetched of a hub repository: configuration, weights and tokenizer; pickles only where they are allowed."""
+
+
+def pin_model(model: Model) -> dict[str, Any]:
+    """Fetch a model if it is on the hub, and return what identifies it, without any path of this machine.
+
+    Returns:
+        ``source``, ``revision`` (the commit; None where local), ``files`` (name → SHA-256), and the sizes that other
+        parts need: ``model_type``, ``vocab_size``, ``context``, ``num_parameters``.
+
+    Raises:
+        UsageError: the model cannot be fetched or read.
+    """
+    at = resolve_source(model.source, model.gguf_file)
+    folder = Path(at.location) if at.local else _snapshot(at, model)
+    sizes = describe(str(folder / at.gguf_file) if at.gguf_file else str(folder))
+    return {
+        "source": model.source,
+        "revision": None if at.local else folder.name,  # a snapshot's folder is named by its commit
+        "files": _hashes(folder, at, model.allow_pickle),
+        "model_type": sizes.model_type,
+        "vocab_size": sizes.vocab_size,
+        "context": sizes.context,
+        "num_parameters": sizes.num_parameters,
+    }
+
+
+def require_pinned(model: Model, pin: Mapping[str, Any]) -> None:
+    """Check that the files of a model are those of its pin; hub files are pinned by their commit.
+
+    Raises:
+        UsageError: names the first file that is missing, new or different.
+    """
+    at = resolve_source(model.source, model.gguf_file)
+    if not at.local:
+        return
+    found = _hashes(Path(at.location), at, model.allow_pickle)
+    changed = sorted(name for name in found.keys() | pin["files"].keys() if found.get(name) != pin["files"].get(name))
+    if changed:
+        raise UsageError(
+            f"model.source: {changed[0]} of {model.source} is not the file that setup pinned; bring it back, or start "
+            "a new run with --fresh"
+        )
+
+
+def _snapshot(at: Source, model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [at.gguf_file, *_PATTERNS] if at.gguf_file else [*_PATTERNS, *(["*.bin"] if model.allow_pickle else [])]
+    with one_line(at):
+        return Path(snapshot_download(at.location, revision=model.revision, allow_patterns=patterns))
+
+
+def _hashes(folder: Path, at: Source, allow_pickle: bool) -> dict[str, str]:
+    if at.gguf_file:
+        return {at.gguf_file: records.sha256_file(folder / at.gguf_file)}
+    weights = [*folder.glob("*.safetensors"), *(folder.glob("*.bin") if allow_pickle else ())]
+    texts = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")]
+    files = sorted(path for path in [*weights, *texts] if path.is_file())
+    return {path.name: records.sha256_file(path) for path in files}
