@@ -6,13 +6,12 @@ than 4 MB: then it is cut into passages, whole paragraphs of at least 4,096 byte
 
 import codecs
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from isotone import records
 from isotone.data.corpora import Corpus
@@ -26,6 +25,7 @@ _WHOLE_FILE_BYTES = 4_000_000
 _PASSAGE_BYTES = 4_096
 _LONGEST_PASSAGE_BYTES = 65_536  # where a text has no blank lines
 _PARQUET_ROWS = 256
+_ZST_BLOCK_BYTES = 1 << 17
 
 
 def open_files(path: Path, text_field: str) -> Corpus:
@@ -123,25 +123,44 @@ def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
 
     number = 0
     try:
-        with _open_lines(path) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield Document(f"{name}:{number}", _text_of_line(line, path, number, text_field))
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                yield Document(f"{name}:{number}", _text_of_line(line, path, number, text_field))
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise UsageError(f"{path}, after line {number}: the compressed file is torn or damaged ({error})") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror or error})") from error
 
 
-def _open_lines(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+def _lines(path: Path) -> Iterator[bytes]:
     if path.name.endswith(".zst"):
-        import zstandard
+        rest = b""
+        for block in _zst_blocks(path):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from lines
+        yield rest
+    else:
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as file:
+            yield from file
 
-        stream = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True)  # noqa: SIM115
-        return io.BufferedReader(stream, 1 << 20)  # type: ignore[type-var, return-value]
-    return open(path, "rb")
+
+def _zst_blocks(path: Path) -> Iterator[bytes]:
+    """Yield what a file of one or more frames holds; zstandard's own reader takes a torn frame for the end."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor()
+    frame = None
+    with open(path, "rb") as file:
+        data = file.read(_ZST_BLOCK_BYTES)
+        while data:
+            frame = frame or decompressor.decompressobj()
+            yield frame.decompress(data)
+            data = b""
+            if frame.eof:
+                data, frame = frame.unused_data, None
+            data = data or file.read(_ZST_BLOCK_BYTES)
+    if frame:
+        raise EOFError("it ends within a frame")
 
 
 def _text_of_line(line: bytes, path: Path, number: int, text_field: str) -> str:
