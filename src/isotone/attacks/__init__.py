@@ -6,6 +6,9 @@ from isotone.attacks.protocol import PrefixProtocol, Window
 from isotone.attacks.published import PublishedHotFlip
 from isotone.attacks.random_edits import RandomEdits
 from isotone.attacks.running import replay, run_documents
+from isotone.attacks.summary import success_threshold, summarize, summarize_triggers
+from isotone.attacks.trigger_rows import evaluate_trigger
+from isotone.attacks.triggers import UniversalTriggers, search_trigger
 from isotone.attacks.vocabulary import Vocabulary
 
 __all__ = [
@@ -14,8 +17,14 @@ __all__ = [
     "PrefixProtocol",
     "PublishedHotFlip",
     "RandomEdits",
+    "UniversalTriggers",
     "Vocabulary",
     "Window",
+    "evaluate_trigger",
     "replay",
     "run_documents",
+    "search_trigger",
+    "success_threshold",
+    "summarize",
+    "summarize_triggers",
 ]

@@ -109,8 +109,20 @@ def first_order_gains(grad_PD: Tensor, embeddings_VD: Tensor, current_P: Tensor,
     return gains_PV.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
-def top_pairs(gains_PV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the rows and columns of the ``count`` largest finite entries, best first, ties in index order."""
+def top_pairs(gains_PV: Tensor, count: int, per_row: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of the ``count`` largest finite entries, best first, ties in index order, on the CPU.
+
+    Args:
+        gains_PV: −∞ where an entry is not to be taken.
+        count: at most so many.
+        per_row: take only so many of each row, or None.
+    """
+    if per_row is not None:
+        rows_columns = [(row, top_pairs(gains_V[None], per_row)[1]) for row, gains_V in enumerate(gains_PV)]
+        kept_PV = torch.full_like(gains_PV, -torch.inf)
+        for row, columns in rows_columns:
+            kept_PV[row, columns] = gains_PV[row, columns]
+        gains_PV = kept_PV
     flat_N = gains_PV.flatten()
     count = min(count, int((flat_N > -torch.inf).sum()))
     if count == 0:

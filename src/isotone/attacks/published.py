@@ -58,24 +58,29 @@ class PublishedHotFlip(DocumentAttack):
         return advance(state, edited_BL, nats_B=None, spent_B=spent_B, finite_B=gradient.nats_B.isfinite())
 
 
-def published_accounting(clean_T: Tensor, attacked_T: Tensor, flipped_T: Tensor) -> dict[str, Any]:
+def published_accounting(clean_T: Tensor, attacked_T: Tensor, flipped_T: Tensor | None = None) -> dict[str, Any]:
     """Return the published figures of one text, and how much of the change lies on the flipped labels themselves.
 
     Args:
         clean_T: NLL of each token of the clean text, nats, fp64.
         attacked_T: NLL of each token of the attacked text, the attacked text being the labels.
-        flipped_T: which tokens were edited.
+        flipped_T: which tokens were edited; None where tokens were put in front.
 
     Returns:
-        clean and attacked mean NLL, degradation = (attacked − clean)/clean, and its numerator as flipped + untouched.
+        clean and attacked mean NLL, degradation = (attacked − clean)/clean, and its numerator as flipped + untouched
+        (None where tokens were put in front: the two texts have no common labels there).
     """
     clean, attacked = float(clean_T.mean()), float(attacked_T.mean())
-    change_T = attacked_T - clean_T
+    flipped = untouched = None
+    if flipped_T is not None:
+        change_T = attacked_T - clean_T
+        flipped = float(change_T[flipped_T].sum() / len(change_T))
+        untouched = float(change_T[~flipped_T].sum() / len(change_T))
     return {
         "clean": clean,
         "attacked": attacked,
         "degradation": (attacked - clean) / clean,
-        "flipped": float(change_T[flipped_T].sum() / len(change_T)),
-        "untouched": float(change_T[~flipped_T].sum() / len(change_T)),
-        "tokens": len(change_T),
+        "flipped": flipped,
+        "untouched": untouched,
+        "tokens": len(attacked_T),
     }

@@ -9,10 +9,7 @@ import torch
 from isotone.attacks.budget import forward_tokens
 from isotone.attacks.interface import DocumentAttack, Problem, State, advance
 from isotone.attacks.protocol import Window
-from isotone.records import sha256_bytes
-
-RANDOM_EDITS, RANDOM_TRIGGERS, SNIPPETS, RESTARTS = range(1, 5)
-"""Purposes of random streams; a stream is keyed by seed, purpose and what it is for, so no draw depends on another."""
+from isotone.determinism import stream_key
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class RandomEdits(DocumentAttack):
         return state | {"best_B": drawn_BD[:, 0], "draw_deltas_BD": deltas_BD}
 
     def _draw(self, problem: Problem, window: Window, draw: int) -> np.ndarray:
-        generator = np.random.default_rng([self.seed, RANDOM_EDITS, document_key(window.id), draw])
+        generator = np.random.default_rng(stream_key(self.seed, f"random edits of {window.id}", draw))
         positions = generator.choice(np.array(problem.protocol.attackable), self.flips, replace=False)
         tokens = window.tokens.copy()
         tokens[positions] = random_tokens(generator, problem.vocabulary.ids_N.numpy(), tokens[positions])
@@ -77,8 +74,3 @@ def random_tokens(generator: np.random.Generator, ids: np.ndarray, current: np.n
     present = ids[np.minimum(at, len(ids) - 1)] == current
     drawn = generator.integers(0, len(ids) - present)
     return ids[drawn + (present & (drawn >= at))]
-
-
-def document_key(identifier: str) -> int:
-    """Return a number for a document's id, the same everywhere."""
-    return int(sha256_bytes(identifier.encode())[:16], 16)

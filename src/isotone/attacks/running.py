@@ -56,7 +56,7 @@ def run_documents(
         IsotoneError: the log holds rows of other documents.
     """
     protocol = protocol or PrefixProtocol()
-    rows = _rows_so_far(log, attack, windows)
+    rows = continue_rows(log, attack.name, attack.variant, windows)
     with frozen(model):
         problem = Problem(Target(model, protocol.scored, batch_size), protocol, vocabulary)
         # a log may end inside a batch (its last line was torn): the batch is attacked again, whole
@@ -137,9 +137,14 @@ def _details(state: State, index: int) -> dict[str, Any]:
     return details
 
 
-def _rows_so_far(log: JsonLines | None, attack: DocumentAttack, windows: Sequence[Window]) -> list[Row]:
+def continue_rows(log: JsonLines | None, name: str, variant: str, windows: Sequence[Window]) -> list[Row]:
+    """Return the rows that a log holds already.
+
+    Raises:
+        IsotoneError: they are of other documents or of another attack.
+    """
     rows = log.read() if log is not None else []
-    expected = [(window.id, attack.name, attack.variant) for window in windows]
+    expected = [(window.id, name, variant) for window in windows]
     found = [(row.get("id"), row.get("attack"), row.get("variant")) for row in rows]
     if log is not None and found != expected[: len(found)]:
         raise IsotoneError(f"{log.path} holds rows of other documents or of another attack; move it away and run again")

@@ -88,21 +88,24 @@ class Target:
         with torch.no_grad():
             return torch.cat(self._in_batches(len(ids_BL), evaluate))
 
+    def scores(self, ids_BL: Tensor) -> TokenScores:
+        """Return the scores of all tokens but the first, on the CPU."""
+
+        def evaluate(start: int, stop: int) -> TokenScores:
+            return _to_cpu(token_scores(self.model, ids_BL[start:stop].to(self.device)))
+
+        return _join(self._in_batches(len(ids_BL), evaluate))
+
     def score_both(self, clean_BL: Tensor, attacked_BL: Tensor) -> tuple[TokenScores, TokenScores]:
         """Return the scores of all tokens but the first, of clean and attacked texts in equal batches, on the CPU."""
 
         def evaluate(start: int, stop: int) -> tuple[TokenScores, TokenScores]:
-            clean, attacked = (
-                token_scores(self.model, ids_BL[start:stop].to(self.device)) for ids_BL in (clean_BL, attacked_BL)
-            )
+            clean = token_scores(self.model, clean_BL[start:stop].to(self.device))
+            attacked = token_scores(self.model, attacked_BL[start:stop].to(self.device))
             return _to_cpu(clean), _to_cpu(attacked)
 
-        pairs = self._in_batches(len(clean_BL), evaluate)
-        clean, attacked = (
-            TokenScores(torch.cat([part.nll_BT for part in parts]), torch.cat([part.correct_BT for part in parts]))
-            for parts in zip(*pairs, strict=True)
-        )
-        return clean, attacked
+        clean, attacked = zip(*self._in_batches(len(clean_BL), evaluate), strict=True)
+        return _join(clean), _join(attacked)
 
     def gradient(self, ids_BL: Tensor, keep_cache: bool = False) -> Gradient:
         """Return Σ_S NLL and its gradient at the input embeddings.
@@ -187,6 +190,10 @@ def _total(nll_BT: Tensor) -> Tensor:
 
 def _to_cpu(scores: TokenScores) -> TokenScores:
     return TokenScores(scores.nll_BT.cpu(), scores.correct_BT.cpu())
+
+
+def _join(parts: Sequence[TokenScores]) -> TokenScores:
+    return TokenScores(torch.cat([part.nll_BT for part in parts]), torch.cat([part.correct_BT for part in parts]))
 
 
 def _layers(cache: DynamicCache | None, length: int) -> Layers | None:

@@ -1,0 +1,304 @@
+"""Universal adversarial triggers (Wallace et al. 2019, 1908.07125): one token sequence before every text, [BOS] t x.
+
+The search works in token ids on search documents; what a trigger is worth is said on other documents (trigger_rows.py).
+Shapes: B documents of a batch, K tokens of the trigger, T tokens of a text, N candidates, V vocabulary, D embedding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isotone import records
+from isotone.attacks.budget import forward_tokens, gradient_tokens
+from isotone.attacks.hotflip import first_order_gains, top_pairs
+from isotone.attacks.protocol import Window
+from isotone.attacks.running import Progress
+from isotone.attacks.scoring import Target, frozen
+from isotone.attacks.vocabulary import Vocabulary
+from isotone.determinism import stream_key
+from isotone.errors import IsotoneError, UsageError
+from isotone.interruption import StopFlag
+
+SKIPPED = 16
+"""Tokens at the beginning of a text that are not scored: S = x_16…"""
+
+State = dict[str, Any]
+"""JSON: the finished restarts and where the running one stands."""
+
+
+@dataclass(frozen=True)
+class TriggerLayout:
+    """How [BOS] t x lies in a sequence.
+
+    Attributes:
+        bos: id of BOS, or None for models without one.
+        trigger_tokens: K.
+        text_tokens: T, the same for all texts, with or without a trigger before them.
+    """
+
+    bos: int | None
+    trigger_tokens: int
+    text_tokens: int
+
+    @classmethod
+    def for_model(
+        cls, model: nn.Module, vocabulary: Vocabulary, length: int, windows: Sequence[Window]
+    ) -> "TriggerLayout":
+        """Return the layout in which text and trigger fit the model's context.
+
+        Raises:
+            UsageError: too little of the text is left to be scored.
+        """
+        tokenizer = vocabulary.tokenizer
+        bos = None if tokenizer is None else tokenizer.bos_token_id
+        context = getattr(getattr(model, "config", None), "max_position_embeddings", None) or math.inf
+        num_tokens = min([context - length - (bos is not None), *(len(window.tokens) for window in windows)])
+        if num_tokens <= SKIPPED:
+            raise UsageError(
+                f"attacks.triggers: texts of {num_tokens} tokens have none to score, as the first {SKIPPED} are left "
+                "out; use a longer attacks.protocol or a shorter trigger"
+            )
+        return cls(bos, length, int(num_tokens))
+
+    @property
+    def start(self) -> int:
+        """Index of the trigger's first token."""
+        return 0 if self.bos is None else 1
+
+    def scored(self, num_before: int) -> slice:
+        """Return the positions of S after ``num_before`` tokens between BOS and the text."""
+        begin = self.start + num_before
+        return slice(begin + SKIPPED, begin + self.text_tokens)
+
+    def join(self, before_NK: Tensor, texts_BT: Tensor) -> Tensor:
+        """Return [BOS] t x for every t and every x, [N·B, …]; K may be 0."""
+        num_before, num_texts = len(before_NK), len(texts_BT)
+        parts = [before_NK.repeat_interleave(num_texts, 0), texts_BT[:, : self.text_tokens].repeat(num_before, 1)]
+        if self.bos is not None:
+            parts.insert(0, torch.full((num_before * num_texts, 1), self.bos))
+        return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class TriggerProblem:
+    """What a trigger is searched on: a frozen model, the tokens that may be written, and the search documents."""
+
+    target: Target
+    layout: TriggerLayout
+    vocabulary: Vocabulary
+    texts_XT: Tensor  # noqa: N815 - shape suffix, X search documents
+
+
+@dataclass(frozen=True)
+class UniversalTriggers:
+    """Search a trigger from several random starts; the best on all search documents is reported.
+
+    An iteration takes the gradient over a batch of search documents, evaluates the best-ranked candidates (each
+    position gets its share) exactly on the same batch, and goes to the best one if it beats the trigger as it stands.
+
+    Attributes:
+        length: tokens of the trigger.
+        candidates: exactly evaluated candidates an iteration.
+        iterations: a restart, at most.
+        restarts: independent starts.
+        batch_documents: search documents an iteration is evaluated on.
+        budget_tokens: of the whole search, shared equally by the restarts, which then iterate less; None: no bound.
+        seed: of the starts and the order of documents.
+    """
+
+    name: ClassVar[str] = "triggers"
+    variant: ClassVar[str] = "universal"
+
+    length: int = 10
+    candidates: int = 100
+    iterations: int = 100
+    restarts: int = 5
+    batch_documents: int = 8
+    budget_tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.length, self.candidates, self.iterations, self.restarts, self.batch_documents) < 1:
+            raise ValueError(f"every number must be at least 1, found {self}")
+
+    def start(self) -> State:
+        """Return the state before the first step."""
+        return {"finished": [], "running": None, "spent_tokens": 0}
+
+    def is_done(self, state: State) -> bool:
+        """Return whether all restarts are finished."""
+        return len(state["finished"]) == self.restarts
+
+    def step(self, problem: TriggerProblem, state: State) -> State:
+        """Return the next state: begin a restart, iterate, or finish it; the state given is left as it is."""
+        running = state["running"]
+        if running is None:
+            return self._begin(problem, state)
+        if running["iteration"] < self.num_iterations(problem):
+            return self._iterate(problem, state)
+        return self._finish(problem, state)
+
+    def num_iterations(self, problem: TriggerProblem) -> int:
+        """Return the iterations a restart makes: as asked for, or what its share of the budget buys.
+
+        Raises:
+            UsageError: the budget does not buy one.
+        """
+        if self.budget_tokens is None:
+            return self.iterations
+        length = problem.layout.scored(self.length).stop
+        batch = min(self.batch_documents, len(problem.texts_XT))
+        iteration = gradient_tokens(batch, length) + forward_tokens(self.candidates * batch, length)
+        ends = forward_tokens(2 * len(problem.texts_XT), length)  # the first and the last trigger, on all documents
+        affordable = (self.budget_tokens // self.restarts - ends) // iteration
+        if affordable < 1:
+            raise UsageError(
+                f"attacks.triggers.budget_tokens: {self.budget_tokens} do not buy one iteration in each of "
+                f"{self.restarts} restarts; at least {self.restarts * (ends + iteration)} are needed"
+            )
+        return min(self.iterations, affordable)
+
+    def _begin(self, problem: TriggerProblem, state: State) -> State:
+        restart = len(state["finished"])
+        generator = np.random.default_rng(stream_key(self.seed, "trigger start", restart))
+        initial = generator.choice(problem.vocabulary.ids_N.numpy(), self.length).tolist()
+        nats, spent = on_all(problem, initial)
+        running = {"iteration": 0, "trigger_ids": initial, "initial_ids": initial, "initial_search_nats": nats}
+        return state | {"running": running, "spent_tokens": state["spent_tokens"] + spent}
+
+    def _iterate(self, problem: TriggerProblem, state: State) -> State:
+        running, layout = state["running"], problem.layout
+        texts_BT = problem.texts_XT[self._batch(problem, len(state["finished"]), running["iteration"])]
+        trigger_K = torch.tensor(running["trigger_ids"])
+        sequences_BL = layout.join(trigger_K[None], texts_BT)
+        gradient = problem.target.gradient(sequences_BL)
+        grad_KD = gradient.grad_BLD[:, layout.start : layout.start + self.length].sum(dim=0)
+        candidates_NK = self._candidates(problem, trigger_K, grad_KD)
+        nats_N = problem.target.nats(layout.join(candidates_NK, texts_BT)).view(len(candidates_NK), -1).sum(dim=1)
+        nats_N = nats_N.nan_to_num(nan=-math.inf, posinf=-math.inf)
+        best = int((nats_N == nats_N.max()).nonzero()[0])
+        if float(nats_N[best]) > float(gradient.nats_B.sum()):
+            trigger_K = candidates_NK[best]
+        length = sequences_BL.shape[1]
+        spent = gradient_tokens(len(texts_BT), length) + forward_tokens(len(candidates_NK) * len(texts_BT), length)
+        running = running | {"iteration": running["iteration"] + 1, "trigger_ids": trigger_K.tolist()}
+        return state | {"running": running, "spent_tokens": state["spent_tokens"] + spent}
+
+    def _candidates(self, problem: TriggerProblem, trigger_K: Tensor, grad_KD: Tensor) -> Tensor:
+        """Return the triggers to evaluate, one token changed in each, best-ranked first [N, K]."""
+        target = problem.target
+        admissible_V = problem.vocabulary.admissible_V.to(target.device)
+        gains_KV = first_order_gains(grad_KD, target.embeddings_VD, trigger_K.to(target.device), admissible_V)
+        rows, columns = top_pairs(gains_KV, self.candidates, per_row=math.ceil(self.candidates / self.length))
+        candidates_NK = trigger_K.repeat(len(rows), 1)
+        candidates_NK[torch.arange(len(rows)), rows] = columns
+        return candidates_NK
+
+    def _batch(self, problem: TriggerProblem, restart: int, iteration: int) -> Tensor:
+        """Return the search documents of an iteration: every pass is shuffled anew and leaves a broken batch out."""
+        num_texts = len(problem.texts_XT)
+        size = min(self.batch_documents, num_texts)
+        turn, place = divmod(iteration, num_texts // size)
+        generator = np.random.default_rng(stream_key(self.seed, "trigger documents", restart, turn))
+        return torch.from_numpy(generator.permutation(num_texts)[place * size : (place + 1) * size])
+
+    def _finish(self, problem: TriggerProblem, state: State) -> State:
+        running = state["running"]
+        nats, spent = on_all(problem, running["trigger_ids"])
+        entry = {
+            "restart": len(state["finished"]),
+            "trigger_ids": running["trigger_ids"],
+            "initial_ids": running["initial_ids"],
+            "search_nll": nats,
+            "initial_search_nll": running["initial_search_nats"],
+            "iterations": running["iteration"],
+        }
+        finished = [*state["finished"], entry]
+        return state | {"finished": finished, "running": None, "spent_tokens": state["spent_tokens"] + spent}
+
+
+def on_all(problem: TriggerProblem, trigger: list[int]) -> tuple[float | None, int]:
+    """Return the NLL of all search documents after a trigger, nats per scored token or None, and what it cost."""
+    sequences_XL = problem.layout.join(torch.tensor([trigger], dtype=torch.int64), problem.texts_XT)
+    nats = float(problem.target.over(problem.layout.scored(len(trigger))).nats(sequences_XL).sum())
+    num_scored = len(sequences_XL) * (problem.layout.text_tokens - SKIPPED)
+    return nats / num_scored if math.isfinite(nats) else None, forward_tokens(*sequences_XL.shape)
+
+
+def search_trigger(
+    attack: UniversalTriggers,
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    windows: Sequence[Window],
+    *,
+    state_path: Path | None = None,
+    stop: StopFlag | None = None,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> State:
+    """Search a trigger on search documents, from where the saved state stands.
+
+    Args:
+        attack: the search.
+        model: causal language model, in fp32; frozen meanwhile, then as it was.
+        vocabulary: tokens that may be written.
+        windows: search documents.
+        state_path: where the state is saved after each step, and continued from.
+        stop: read between steps.
+        batch_size: sequences in one forward pass; halved when memory runs out.
+        progress: called with the steps done and all steps.
+
+    Returns:
+        ``finished`` (one entry a restart), ``best`` (the restart with the largest NLL on all search documents, ties to
+        the first; None if none was finite), ``clean_search_nll`` (without a trigger) and ``spent_tokens``.
+
+    Raises:
+        Stopped: a stop was requested; the state is saved.
+        IsotoneError: the saved state belongs to another search.
+    """
+    if not windows:
+        raise UsageError("attacks.triggers: there is no search document that is long enough")
+    layout = TriggerLayout.for_model(model, vocabulary, attack.length, windows)
+    texts_XT = torch.stack([torch.from_numpy(window.tokens[: layout.text_tokens]) for window in windows])
+    identity = {"attack": repr(attack), "texts": records.hash_json([layout.bos, texts_XT.tolist()])}
+    with frozen(model):
+        problem = TriggerProblem(Target(model, layout.scored(attack.length), batch_size), layout, vocabulary, texts_XT)
+        num_steps = attack.restarts * (attack.num_iterations(problem) + 2)
+        state = _saved(state_path, identity) or attack.start()
+        while not attack.is_done(state):
+            if stop is not None:
+                stop.check(f"trigger search after {len(state['finished'])} of {attack.restarts} restarts")
+            state = attack.step(problem, state)
+            if state_path is not None:
+                records.write_json(state_path, identity | {"state": state})
+            if progress is not None:
+                progress(_steps_done(state, num_steps // attack.restarts), num_steps)
+        clean_nll, _ = on_all(problem, [])
+    finite = [entry for entry in state["finished"] if entry["search_nll"] is not None]
+    best = max(finite, key=lambda entry: (entry["search_nll"], -entry["restart"]), default=None)
+    return {
+        "finished": state["finished"],
+        "best": None if best is None else best["restart"],
+        "clean_search_nll": clean_nll,
+        "spent_tokens": state["spent_tokens"],
+    }
+
+
+def _saved(path: Path | None, identity: dict[str, str]) -> State | None:
+    if path is None or not path.exists():
+        return None
+    saved = records.read_json(path)
+    if any(saved.get(key) != value for key, value in identity.items()):
+        raise IsotoneError(f"{path} belongs to another trigger search; move it away and run again")
+    return saved["state"]
+
+
+def _steps_done(state: State, steps_per_restart: int) -> int:
+    running = state["running"]
+    return len(state["finished"]) * steps_per_restart + (0 if running is None else 1 + running["iteration"])
