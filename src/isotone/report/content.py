@@ -8,25 +8,39 @@ from isotone.report.run_files import ATTACKS, RunFiles
 from isotone.report.tables import MISSING, Table, count, interval, number, p_value, share, signed, with_interval
 
 _OFFSETS = ("gap", "0-7", "8-31", "32+")
-_ATTACK_NAMES = {"hotflip": "HotFlip", "triggers": "triggers"}
+_ATTACK_NAMES = {"hotflip": "HotFlip", "triggers": "Triggers"}
+_METRIC_NAMES = {
+    "nll": "clean loss",
+    "bits_per_byte": "bits per byte",
+    "delta_nll": "Δ",
+    "clean_nll": "clean loss of scored tokens",
+    "attacked_nll": "attacked loss of scored tokens",
+    "success_rate": "success",
+    "top1_change": "change of top-1",
+}
+_PROTOCOL_NAMES = {
+    "prefix_text_space": "through text",
+    "after_first_flip": "after the first flip",
+    "published": "published accounting",
+}
 
 
 def overview_table(run: RunFiles) -> Table:
     """One row an arm: what it costs, what attacks do to it, what is proved about it."""
-    attacked = [(attack, variant) for attack in ATTACKS for variant in run.variants(attack) if variant != "published"]
+    attacked = [(attack, variant) for attack in ATTACKS for variant in run.primary_variants(attack)]
     columns = [
         "Arm",
-        "Perplexity [95 %]",
-        "Bits per byte",
-        *(f"Δ {attack_name(*pair)}, nats per token [95 %]" for pair in attacked),
+        "Perplexity [95\u00a0%]",
+        "Bits per byte [95\u00a0%]",
+        *(f"Δ {attack_name(*pair)}, nats per token [95\u00a0%]" for pair in attacked),
         "Certificate",
     ]
     rows = [
         [
             arm,
-            _measured(run, arm, "perplexity", 2),
-            number(run.measurement(arm, "bits_per_byte").get("value"), 4),
-            *(_measured(run, arm, "delta_nll", 3, attack=attack, variant=variant) for attack, variant in attacked),
+            _value(run.measurement(arm, "perplexity"), 2),
+            _value(run.measurement(arm, "bits_per_byte"), 3),
+            *(_value(run.attacked(arm, "delta_nll", *pair)) for pair in attacked),
             (run.arm(arm).get("certificate") or {}).get("verdict", MISSING),
         ]
         for arm in run.arms
@@ -37,37 +51,35 @@ def overview_table(run: RunFiles) -> Table:
 def attack_table(run: RunFiles, attack: str) -> Table:
     """One row an arm and variant: clean and attacked loss, success at the common threshold, what was spent."""
     columns = [
-        "Arm, variant",
+        "Arm, attack",
         "Documents",
         "Clean, nats",
         "Attacked, nats",
-        "Δ, nats per token [95 %]",
-        "Success",
-        "Threshold τ, nats",
-        "Top-1 clean → attacked",
-        "Forward tokens spent",
+        "Δ, nats per token [95\u00a0%]",
+        "Success [95\u00a0%]",
+        "Top-1, clean → attacked",
+        "Tokens spent",
     ]
-    rows = []
+    rows, thresholds = [], set()
     for arm in run.arms:
-        for variant in run.variants(attack):
-            if variant == "published":
-                continue
+        for variant in run.primary_variants(attack):
             entry = run.entry(arm, attack, variant)
-            top1 = entry.get("top1") or {}
+            success = run.attacked(arm, "success_rate", attack, variant)
+            thresholds |= {entry.get("threshold")} - {None}
             rows.append(
                 [
-                    f"{arm}, {variant}",
+                    f"{arm}, {attack_name(attack, variant)}",
                     count(entry.get("n")),
                     number(entry.get("clean_nll")),
                     number(entry.get("attacked_nll")),
-                    _measured(run, arm, "delta_nll", 3, attack=attack, variant=variant),
-                    share(entry.get("success_rate")),
-                    number(entry.get("threshold")),
-                    f"{share(top1.get('clean'))} → {share(top1.get('attacked'))}" if top1 else MISSING,
+                    _value(run.attacked(arm, "delta_nll", attack, variant)),
+                    _success(success) if success else share(entry.get("success_rate")),
+                    _top1(entry.get("top1")),
                     count(entry.get("spent_tokens")),
                 ]
             )
-    return Table(f"{_ATTACK_NAMES[attack].capitalize()}: primary figures", columns, rows)
+    bar = f"; success: Δ above τ = {number(thresholds.pop())} nats per token" if len(thresholds) == 1 else ""
+    return Table(f"{attack_name(attack)}: primary figures{bar}", columns, rows)
 
 
 def published_table(run: RunFiles) -> Table:
@@ -166,10 +178,13 @@ def certificates_table(run: RunFiles) -> Table:
 
 
 def differences_table(run: RunFiles) -> Table:
-    """Every difference between arms that is not the one under study."""
-    rows = [[plain(value) for value in entry.values()] for entry in run.final.get("differences_between_arms", ())]
-    columns = [key.replace("_", " ") for key in next(iter(run.final.get("differences_between_arms", ())), {})]
-    return Table("What differs between arms", columns, rows, frozenset(range(len(columns))))
+    """Every value of the configuration in which arms differ."""
+    rows = [
+        [entry["key"], *(plain(entry["arms"].get(arm)) if arm in entry["arms"] else MISSING for arm in run.arms)]
+        for entry in run.final["differences_between_arms"]
+    ]
+    columns = ["Key", *run.arms]
+    return Table("Every value of the configuration in which arms differ", columns, rows, frozenset(range(len(columns))))
 
 
 def missing_table(run: RunFiles) -> Table:
@@ -180,7 +195,7 @@ def missing_table(run: RunFiles) -> Table:
             rows.append([arm, "perplexity", "", "not measured"])
         for attack in ATTACKS:
             if not run.arm(arm).get(attack):
-                rows.append([arm, _ATTACK_NAMES[attack], "", "not attacked"])
+                rows.append([arm, attack_name(attack), "", "not attacked"])
             for variant in run.variants(attack):
                 for reason, documents in (run.entry(arm, attack, variant).get("missing") or {}).items():
                     rows.append([arm, attack_name(attack, variant), count(documents), reason])
@@ -226,9 +241,10 @@ def _outputs_hash(record: Mapping[str, Any]) -> str:
     return hash_json(record["outputs"])[:12] if record.get("outputs") else MISSING
 
 
-def attack_name(attack: str, variant: str) -> str:
+def attack_name(attack: str, variant: str = "universal") -> str:
     """Return how an attack is called on the page."""
-    return _ATTACK_NAMES[attack] if variant == "universal" else f"{_ATTACK_NAMES[attack]} {variant.replace('_', ' ')}"
+    name = _ATTACK_NAMES.get(attack, attack.replace("_", " "))
+    return name if variant == "universal" else f"{name} {variant.replace('_', ' ')}"
 
 
 def plain(value: Any) -> str:
@@ -244,11 +260,23 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def _measured(run: RunFiles, arm: str, metric: str, digits: int, **where: Any) -> str:
-    found = run.measurement(arm, metric, **where)
-    return with_interval(found.get("value"), found.get("ci95"), digits)
+def _value(measurement: Mapping[str, Any], digits: int = 3) -> str:
+    return with_interval(measurement.get("value"), measurement.get("ci95"), digits)
+
+
+def _success(measurement: Mapping[str, Any]) -> str:
+    ends = measurement.get("ci95")
+    per_cent = None if ends is None else [100 * end for end in ends]
+    return share(measurement["value"]) + ("" if per_cent is None else f" {interval(per_cent, 0)}")
+
+
+def _top1(shares: Mapping[str, float] | None) -> str:
+    return f"{share(shares['clean'])} → {share(shares['attacked'])}" if shares else MISSING
 
 
 def _comparison_name(comparison: Mapping[str, Any]) -> str:
-    attack, variant = comparison.get("attack"), comparison.get("variant")
-    return comparison["metric"] + (f", {attack_name(attack, variant or 'universal')}" if attack in ATTACKS else "")
+    metric = _METRIC_NAMES.get(comparison["metric"], comparison["metric"])
+    if comparison["attack"] is None:
+        return metric
+    where = _PROTOCOL_NAMES.get(comparison["protocol"], "")
+    return ", ".join(filter(None, (metric, attack_name(comparison["attack"], comparison["variant"]), where)))

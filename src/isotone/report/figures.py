@@ -57,14 +57,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: points x, y of an arm; a faint one stands behind the others."""
+    """One line: points x, y of an arm, with marks where ``marked``."""
 
     label: str
     arm: int
     x: Sequence[float]
     y: Sequence[float]
     marked: bool = False
-    faint: bool = False
 
 
 def intervals(rows: Sequence[Interval], x_label: str, *, zero: bool = False) -> str:
@@ -93,7 +92,7 @@ def curves(
     marks: Mapping[str, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """Draw lines over each other, the first widest, so that equal ones are all seen.
+    """Draw lines over each other, the first as a pale band, so that equal ones are all seen.
 
     Args:
         lines: what is drawn, in this order.
@@ -109,13 +108,13 @@ def curves(
                 line.x,
                 line.y,
                 color=_color(line.arm),
-                linewidth=1 if line.faint else _width(line.arm),
-                alpha=0.35 if line.faint else 1,
-                linestyle="solid" if line.faint else _DASHES[line.arm % len(_DASHES)],
+                linewidth=_width(line.arm),
+                alpha=_opacity(line.arm),
+                linestyle=_DASHES[line.arm % len(_DASHES)],
                 marker=_MARKERS[line.arm % len(_MARKERS)] if line.marked else "",
                 markersize=5,
                 drawstyle="steps-post" if steps else "default",
-                label="_" if line.faint else line.label,
+                label=line.label,
             )
         for label, x in (marks or {}).items():
             axes.axvline(x, color=_TEXT, linewidth=0.8, linestyle=(0, (2, 2)))
@@ -128,14 +127,23 @@ def curves(
 
 
 def line_style(arm: int) -> dict[str, str]:
-    """Return how an arm's lines look, for a legend in HTML: number of its colour, width and dashes."""
+    """Return how an arm's lines look, for a legend in HTML: number of its colour, width, opacity and dashes."""
     dashes = _DASHES[arm % len(_DASHES)]
     on_off = "none" if isinstance(dashes, str) else " ".join(f"{_width(arm) * part:g}" for part in dashes[1])
-    return {"color": str(arm % NUM_COLORS), "width": f"{_width(arm):g}", "dashes": on_off}
+    return {
+        "color": str(arm % NUM_COLORS),
+        "width": f"{_width(arm):g}",
+        "opacity": f"{_opacity(arm):g}",
+        "dashes": on_off,
+    }
 
 
 def _width(arm: int) -> float:
-    return max(1.2, 3 - 0.8 * arm)
+    return 1.8 if arm else 4.5
+
+
+def _opacity(arm: int) -> float:
+    return 1 if arm else 0.5
 
 
 def _color(arm: int) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from isotone import records
 from isotone.report import content, figures
-from isotone.report.run_files import RunFiles
+from isotone.report.run_files import ATTACKS, RunFiles
 from isotone.report.sections import NUM_TEXTS, SECTIONS
 from isotone.report.tables import MISSING, signed
 from isotone.report.texts import AttackedDocument, TokenTexts, attacked_documents, visible
@@ -23,6 +23,26 @@ def write_report(run_directory: Path) -> Path:
     path = run_directory / "report.html"
     records.write_text(path, render_report(RunFiles(run_directory)))
     return path
+
+
+def write_tables(run_directory: Path) -> list[Path]:
+    """Write the tables of figures as Markdown and LaTeX into results/tables and return their paths.
+
+    Raises:
+        BlockedError: the run has no final results.
+    """
+    run, folder = RunFiles(run_directory), run_directory / "results" / "tables"
+    tables = {
+        "arms": content.overview_table(run),
+        "comparisons": content.comparisons_table(run, declared=True),
+        **{attack: content.attack_table(run, attack) for attack in ATTACKS},
+    }
+    paths = []
+    for name, table in tables.items():
+        for path, text in ((folder / f"{name}.md", table.markdown()), (folder / f"{name}.tex", table.latex())):
+            records.write_text(path, text)
+            paths.append(path)
+    return paths
 
 
 def render_report(run: RunFiles) -> str:

@@ -13,6 +13,10 @@ from isotone.errors import BlockedError
 
 ATTACKS = ("hotflip", "triggers")
 
+Json = Mapping[str, Any]
+
+_SECONDARY_PROTOCOLS = frozenset({"prefix_text_space", "after_first_flip", "published"})
+
 
 @dataclass(frozen=True)
 class RunFiles:
@@ -21,7 +25,7 @@ class RunFiles:
     root: Path
 
     @cached_property
-    def final(self) -> Mapping[str, Any]:
+    def final(self) -> Json:
         """The merged results.
 
         Raises:
@@ -33,7 +37,7 @@ class RunFiles:
         return records.read_json(path)
 
     @cached_property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Json:
         """The resolved experiment."""
         return yaml.safe_load((self.root / "config.yaml").read_text())
 
@@ -43,16 +47,16 @@ class RunFiles:
         names = list(self.config.get("arms") or self.final["arms"])
         return tuple(sorted(names, key=lambda name: name != "baseline"))
 
-    def arm(self, name: str) -> Mapping[str, Any]:
+    def arm(self, name: str) -> Json:
         """What the results say about an arm."""
         return self.final["arms"].get(name) or {}
 
-    def entries(self, arm: str, attack: str) -> Mapping[str, Mapping[str, Any]]:
+    def entries(self, arm: str, attack: str) -> Mapping[str, Json]:
         """What one attack found in an arm, by variant; empty if it was not made."""
         found = self.arm(arm).get(attack) or {}
         return found.get("variants") or ({found["variant"]: found} if found else {})
 
-    def entry(self, arm: str, attack: str, variant: str) -> Mapping[str, Any]:
+    def entry(self, arm: str, attack: str, variant: str) -> Json:
         """What one variant of an attack found in an arm; empty if it was not made."""
         return self.entries(arm, attack).get(variant) or {}
 
@@ -60,10 +64,22 @@ class RunFiles:
         """The variants of an attack that any arm has, in the order of the results."""
         return tuple(dict.fromkeys(variant for arm in self.arms for variant in self.entries(arm, attack)))
 
-    def measurement(self, arm: str, metric: str, **where: Any) -> Mapping[str, Any]:
-        """The first measurement of an arm's metric whose other keys are as given; empty if there is none."""
-        wanted = {"arm": arm, "metric": metric, **where}
-        return next((m for m in self.final["measurements"] if wanted.items() <= m.items()), {})
+    def primary_variants(self, attack: str) -> tuple[str, ...]:
+        """The variants that have a figure in the primary protocol."""
+        return tuple(
+            v for v in self.variants(attack) if any("delta_nll" in self.entry(a, attack, v) for a in self.arms)
+        )
+
+    def measurement(self, arm: str, metric: str, attack: str | None = None, variant: str | None = None) -> Json:
+        """The measurement of an arm's metric, for an attack in its primary protocol; empty if there is none."""
+        wanted = {"arm": arm, "metric": metric, "attack": attack, "variant": variant}
+        found = (m for m in self.final["measurements"] if wanted.items() <= m.items())
+        return next((m for m in found if m["protocol"] not in _SECONDARY_PROTOCOLS), {})
+
+    def attacked(self, arm: str, metric: str, attack: str, variant: str) -> Json:
+        """The measurement of an attack's metric; empty if there is none."""
+        entry = self.entry(arm, attack, variant)
+        return self.measurement(arm, metric, entry["attack"], entry["variant"]) if entry else {}
 
     def rows(self, arm: str, attack: str) -> list[dict[str, Any]]:
         """One row for each document and variant of an attack."""
@@ -75,7 +91,7 @@ class RunFiles:
         """One line for each training step and each validation of an arm."""
         return records.JsonLines(self.root / "metrics" / f"train.{arm}.jsonl").read()
 
-    def provenance(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def provenance(self) -> Iterator[tuple[str, Json]]:
         """Yield each node's name with what its record says, by name."""
         for path in sorted((self.root / "records").glob("*.json")):
             yield path.stem, records.read_json(path)

@@ -1,7 +1,8 @@
 """The parts of a run's page: which figures, tables and words stand where."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from isotone.report import content, figures
 from isotone.report.figures import Curve, Interval
@@ -38,7 +39,7 @@ def _conclusions(run: RunFiles) -> Section:
 
 
 def _cost(run: RunFiles) -> Section:
-    found = _intervals(run, "perplexity")
+    found = _intervals(run, (run.measurement(arm, "perplexity") for arm in run.arms))
     plots = []
     if found:
         plots.append(_interval_figure(found, "perplexity", "Held-out perplexity with its 95 % interval over documents"))
@@ -54,14 +55,14 @@ def _cost(run: RunFiles) -> Section:
 def _attacks(run: RunFiles) -> Section:
     plots, tables = [], []
     for attack in ATTACKS:
-        for variant in run.variants(attack):
-            found = _intervals(run, "delta_nll", attack=attack, variant=variant)
+        for variant in run.primary_variants(attack):
+            found = _intervals(run, (run.attacked(arm, "delta_nll", attack, variant) for arm in run.arms))
             name = content.attack_name(attack, variant)
             if found:
                 caption = f"{name}: rise of the loss, with its 95 % interval"
                 plots.append(_interval_figure(found, "Δ, nats per scored token", caption, zero=True))
             plots += _success_figure(run, attack, variant)
-        if run.variants(attack):
+        if run.primary_variants(attack):
             tables.append(content.attack_table(run, attack))
     tables += [t for t in (content.triggers_table(run), content.offsets_table(run)) if t.rows]
     return Section("attacks", "What attacks do", figures=plots, tables=tables, more=[content.published_table(run)])
@@ -131,13 +132,12 @@ def _how_to_read(run: RunFiles) -> list[str]:
     return lines
 
 
-def _intervals(run: RunFiles, metric: str, **where: str) -> list[Interval]:
-    found = []
-    for number, arm in enumerate(run.arms):
-        entry = run.measurement(arm, metric, **where)
-        if entry.get("value") is not None:
-            found.append(Interval(arm, number, entry["value"], *(entry.get("ci95") or (None, None))))
-    return found
+def _intervals(run: RunFiles, measurements: Iterable[Mapping[str, Any]]) -> list[Interval]:
+    return [
+        Interval(arm, number, found["value"], *(found["ci95"] or (None, None)))
+        for number, (arm, found) in enumerate(zip(run.arms, measurements, strict=True))
+        if found.get("value") is not None
+    ]
 
 
 def _interval_figure(found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:

@@ -18,6 +18,8 @@ _LATEX_ESCAPES = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "\u00a0": "~",
+    "\u202f": r"\,",
     "−": "$-$",
     "×": r"$\times$",
     "Δ": r"$\Delta$",
@@ -77,7 +79,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 def share(value: float | None) -> str:
     """Return a share as per cent."""
-    return MISSING if value is None else f"{number(100 * value, 1)} %"
+    return MISSING if value is None else f"{number(100 * value, 1)}\u00a0%"
 
 
 def interval(ends: Sequence[float] | None, digits: int = 3) -> str:
@@ -111,4 +113,4 @@ def _latex_line(cells: Sequence[str]) -> str:
 
 
 def _latex(cell: str) -> str:
-    return "".join(_LATEX_ESCAPES.get(c, c) for c in cell).replace("\u202f", r"\,")
+    return "".join(_LATEX_ESCAPES.get(c, c) for c in cell)
