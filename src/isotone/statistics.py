@@ -125,11 +125,11 @@ def paired_difference(x_SD: np.ndarray, n_D: np.ndarray, *, seed: int = 0) -> Pa
 
 
 def effect_size(differences_D: np.ndarray) -> float | None:
-    """Return the paired d: mean over standard deviation; 0 where all differences are 0, None where it is undefined."""
+    """Return the paired d: mean over standard deviation; 0 where all differences are 0, None where nothing varies."""
     if not differences_D.any():
         return 0.0
-    if len(differences_D) < 2 or np.ptp(differences_D) == 0:
-        return None
+    if len(differences_D) < 2 or np.ptp(differences_D) <= 1e-12 * np.abs(differences_D).max():
+        return None  # nothing varies but by rounding
     return float(differences_D.mean() / differences_D.std(ddof=1))
 
 

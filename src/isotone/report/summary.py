@@ -1,0 +1,129 @@
+"""The run as plain text: figures, comparisons and computed conclusions, and the learned triggers as a table."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Sequence
+
+from isotone.report.tables import interval, number, p_value, share, signed, with_interval
+from isotone.result_models import Comparison, FinalResults, Measurement
+
+LAYER_NORM_NOTE = (
+    "On LayerNorm models a non-negative feed-forward network restricts nothing that the model can represent: there the "
+    "property itself cannot be the cause of robustness, the way of training can."
+)
+
+
+def summary_text(results: FinalResults) -> str:
+    """Return experiment_summary.txt."""
+    parts = [
+        f"{results.experiment}, seed {results.seed}",
+        _block("Conclusions", [line for c in results.conclusions for line in _wrapped(c.sentence)] or ["none"]),
+        _block("Clean text", _clean_table(results)),
+        _block("Attacks (95 % intervals in brackets; Δ in nats per scored token)", _attack_table(results)),
+        _block("Compared with the baseline (confirmatory; p after Holm)", _comparison_table(results.comparisons)),
+        _block("Differences between arms", [_difference(row) for row in results.differences_between_arms] or ["none"]),
+    ]
+    if any((found.certificate or {}).get("order") == "vacuous" for found in results.arms.values()):
+        parts.append(_block("How to read this", textwrap.wrap(LAYER_NORM_NOTE, 108)))
+    return "\n\n".join(parts) + "\n"
+
+
+def triggers_csv(results: FinalResults) -> str:
+    """Return learned_triggers.csv: one line a restart; held-out figures belong to the best one of an arm."""
+    columns = ["arm", "seed", "restart", "best", "token_ids", "text", "initial_text", "search_nll", "search_gain"]
+    columns += ["iterations", "delta_nll", "delta_minus_shift", "delta_minus_random"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    for arm, found in results.arms.items():
+        entry = found.triggers or {}
+        for restart in entry.get("restarts", ()):
+            best = restart["restart"] == entry["best_restart"]
+            line = {column: restart.get(column) for column in columns}
+            line |= {"arm": arm, "seed": results.seed, "best": int(best), "text": restart["trigger_text"]}
+            line["token_ids"] = " ".join(map(str, restart["trigger_ids"]))
+            writer.writerow(line | {c: entry[c] for c in columns[-3:] if best})
+    return file.getvalue()
+
+
+def _clean_table(results: FinalResults) -> list[str]:
+    rows = [["arm", "perplexity", "bits per byte", "documents", "certificate"]]
+    for arm, found in results.arms.items():
+        by_metric = {m.metric: m for m in results.measurements if m.arm == arm and m.attack is None}
+        verdict = (found.certificate or {}).get("verdict", "none")
+        n = by_metric["nll"].n if "nll" in by_metric else 0
+        rows.append(
+            [arm, _figure(by_metric.get("perplexity"), 2), _figure(by_metric.get("bits_per_byte")), str(n), verdict]
+        )
+    return _aligned(rows)
+
+
+def _attack_table(results: FinalResults) -> list[str]:
+    shown = [
+        m
+        for m in results.measurements
+        if m.attack and m.metric in ("delta_nll", "success_rate") and m.protocol != "prefix_text_space"
+    ]
+    keys = list(dict.fromkeys((m.attack, m.variant, m.protocol, m.metric) for m in shown))
+    shown.sort(key=lambda m: keys.index((m.attack, m.variant, m.protocol, m.metric)))  # arms of one measure together
+    rows = [["attack", "protocol", "measure", "arm", "value", "documents"]]
+    for m in shown:
+        name = f"{m.attack} {m.variant}"
+        rows.append([name, m.protocol or "", _measure_name(m), m.arm, _attack_figure(m), str(m.n)])
+    return _aligned(rows) if shown else ["none"]
+
+
+def _measure_name(measurement: Measurement) -> str:
+    if measurement.metric == "delta_nll":
+        return "Δ"
+    bar = measurement.threshold
+    return "success" if bar is None else f"success, Δ > {number(bar)}"
+
+
+def _attack_figure(measurement: Measurement) -> str:
+    if measurement.metric == "delta_nll" or measurement.value is None:
+        return _figure(measurement)
+    ends = measurement.ci95 or []
+    return share(measurement.value) + (f" [{', '.join(map(share, ends))}]" if ends else "")
+
+
+def _comparison_table(comparisons: Sequence[Comparison]) -> list[str]:
+    rows = [["arms", "measure", "difference", "95 % interval", "p", "d", "detectable"]]
+    for c in comparisons:
+        if c.family == "confirmatory":
+            measure = " ".join(filter(None, (c.attack, c.variant, c.metric)))
+            d, detectable = number(c.effect_size, 2), number(c.detectable)
+            rows.append(
+                [
+                    f"{c.a} − {c.b}",
+                    measure,
+                    signed(c.difference),
+                    interval(c.ci95),
+                    p_value(c.p_adjusted),
+                    d,
+                    detectable,
+                ]
+            )
+    return _aligned(rows) if len(rows) > 1 else ["none"]
+
+
+def _figure(measurement: Measurement | None, digits: int = 3) -> str:
+    return "missing" if measurement is None else with_interval(measurement.value, measurement.ci95, digits)
+
+
+def _difference(row: dict) -> str:
+    return f"{row['key']}: " + ", ".join(f"{arm} {value}" for arm, value in row["arms"].items())
+
+
+def _block(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def _wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(f"• {sentence}", 110, subsequent_indent="  ")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,163 @@
+"""The form of the result files. Their JSON schemas, in ``isotone/schemas``, are made from these classes.
+
+python -m isotone.result_models    writes the schemas anew
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from isotone import records
+from isotone.verdict import Conclusion
+
+SCHEMA = 1
+"""Number of the form, in every result file; a breaking change raises it."""
+
+SCHEMA_FOLDER = Path(__file__).parent / "schemas"
+
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)] | None
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Measurement(_Result):
+    """One figure of one arm; everything else in the results is derived from these."""
+
+    arm: str
+    seed: int
+    metric: str
+    attack: str | None
+    variant: str | None
+    protocol: str | None
+    """prefix (primary), prefix_text_space, after_first_flip (secondary), published; None: nothing is attacked."""
+    budget: float | None
+    """Tokens spent a document (by a trigger: in its whole search), counted as if nothing were cached."""
+    threshold: float | None
+    """Nats per scored token above which a document counts as a success."""
+    n: int
+    """Documents with a figure."""
+    num_missing: int
+    """Documents without one."""
+    value: float | None
+    ci95: Interval
+    unit: str
+
+
+class Comparison(_Result):
+    """Two arms on the same documents; ``difference`` is a − b."""
+
+    metric: str
+    attack: str | None
+    variant: str | None
+    protocol: str | None
+    a: str
+    b: str
+    value_a: float
+    value_b: float
+    difference: float
+    ci95: Interval
+    ci90: Interval
+    p: float | None
+    p_adjusted: float | None
+    """After Holm's correction over the confirmatory family; None outside of it."""
+    family: str
+    """confirmatory or exploratory."""
+    effect_size: float | None
+    """Mean over standard deviation of the documents' differences (paired d)."""
+    test: str
+    n: int
+    num_missing: int
+    num_seeds: int
+    scope: str
+    """What the interval speaks about."""
+    se: float | None
+    dof: float | None
+    detectable: float | None
+    """Smallest difference that would probably have been found: 2.8·se."""
+    p_sign_flip: float
+    """Randomization check of p."""
+    threshold: float | None
+    unit: str
+    only_a: int | None = None
+    """Documents in which only a is a success."""
+    only_b: int | None = None
+
+
+class ArmResult(_Result):
+    """The figures of one arm in one place."""
+
+    perplexity: float | None
+    bits_per_byte: float | None
+    evaluation: dict[str, Any]
+    """By checkpoint: nll, perplexity and bits_per_byte with intervals, and what was left out."""
+    hotflip: dict[str, Any] | None
+    """The primary variant's entry, and every variant's under ``variants``."""
+    triggers: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    training: dict[str, Any] | None
+    """None for an arm that is not trained."""
+
+
+class FinalResults(_Result):
+    """final_results.json"""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    experiment: str
+    seed: int
+    success_threshold: float | None
+    """τ, nats per scored token: an attack on a document succeeds above it; one for all arms."""
+    equivalence_margins: dict[str, float]
+    """By attack: half width in nats per scored token within which arms count as equivalent."""
+    measurements: list[Measurement]
+    arms: dict[str, ArmResult]
+    comparisons: list[Comparison]
+    conclusions: list[Conclusion]
+    differences_between_arms: list[dict[str, Any]]
+
+
+class EvaluationResults(_Result):
+    """evaluation_results.json"""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    seed: int
+    arms: dict[str, dict[str, Any]]
+
+
+class AttackResults(_Result):
+    """hotflip_results.json and uat_results.json"""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    seed: int
+    attack: str
+    arms: dict[str, dict[str, Any]]
+
+
+PUBLISHED: dict[str, type[BaseModel]] = {
+    "final_results": FinalResults,
+    "evaluation_results": EvaluationResults,
+    "hotflip_results": AttackResults,
+    "uat_results": AttackResults,
+}
+"""Result files by name, without ``.json``."""
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """Return the JSON schema of a result file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **PUBLISHED[name].model_json_schema(by_alias=True),
+        "title": f"{name}.json",
+    }
+
+
+def to_json(result: BaseModel) -> dict[str, Any]:
+    """Return a result as it is written."""
+    return result.model_dump(mode="json", by_alias=True)
+
+
+if __name__ == "__main__":
+    for result_name in PUBLISHED:
+        records.write_json(SCHEMA_FOLDER / f"{result_name}.schema.json", json_schema(result_name))

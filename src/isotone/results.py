@@ -1,0 +1,218 @@
+"""Puts together what the nodes of one run found: measurements, comparisons with the baseline, computed conclusions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from isotone.comparisons import (
+    PREFIX,
+    PREPENDED,
+    Key,
+    Quantity,
+    Row,
+    after_first_flip,
+    attack_quantities,
+    compare,
+    evaluation_quantities,
+    trigger_quantities,
+)
+from isotone.config import Experiment
+from isotone.result_models import ArmResult, Comparison, FinalResults, Measurement
+from isotone.statistics import holm
+from isotone.verdict import Conclusion, conclude_clean, conclude_robustness
+
+BASELINE = "baseline"
+"""The arm that all others are compared with."""
+
+TRIGGERS = Key("delta_nll", "triggers", "universal", PREPENDED)
+"""What conclusions on triggers rest on."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ArmFindings:
+    """What the nodes of one arm and seed found.
+
+    Attributes:
+        evaluation: by checkpoint, what ``isotone.evaluation.summarize`` returned.
+        primary_checkpoint: the one that is reported and attacked.
+        evaluation_rows: the documents' rows of the primary checkpoint.
+        hotflip: entries by variant, as ``isotone.attacks`` summarizes them.
+        hotflip_rows: documents' rows by variant, of the held-out documents only.
+        triggers: entry of the trigger that was learned.
+        trigger_rows: the documents' rows.
+        certificate: of the exported weights.
+        training: what training came to.
+    """
+
+    evaluation: Mapping[str, Json]
+    primary_checkpoint: str
+    evaluation_rows: Sequence[Row]
+    hotflip: Mapping[str, Json] = field(default_factory=dict)
+    hotflip_rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    triggers: Json | None = None
+    trigger_rows: Sequence[Row] = ()
+    certificate: Json | None = None
+    training: Json | None = None
+
+
+def build_final_results(
+    experiment: Experiment,
+    seed: int,
+    findings: Mapping[str, ArmFindings],
+    *,
+    threshold: float | None,
+    margins: Mapping[str, float] | None = None,
+) -> FinalResults:
+    """Return the results of one run.
+
+    The confirmatory family, corrected by Holm, is the clean loss, HotFlip's primary variant and the triggers, of every
+    arm against the baseline; all other comparisons are exploratory.
+
+    Args:
+        experiment: the resolved configuration.
+        seed: of the run.
+        findings: by arm; without the baseline nothing is compared.
+        threshold: τ, nats per scored token above which an attack on a document succeeds; None: unknown.
+        margins: half width of equivalence by attack, nats per scored token.
+    """
+    variant = primary_variant(experiment)
+    quantities = _quantities(findings, threshold, experiment.attacks.hotflip.published_success)
+    comparisons = [
+        entry
+        for arm in findings
+        if arm != BASELINE and BASELINE in findings
+        for key, quantity in quantities[arm].items()
+        if key in quantities[BASELINE]
+        and (entry := compare((arm, [quantity]), (BASELINE, [quantities[BASELINE][key]])))
+    ]
+    _correct(comparisons, {Key("nll"), Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS})
+    return FinalResults(
+        experiment=experiment.name,
+        seed=seed,
+        success_threshold=threshold,
+        equivalence_margins=dict(margins or {}),
+        measurements=[
+            Measurement(**entry)
+            for arm, found in findings.items()
+            for entry in [
+                *_perplexities(arm, seed, found),
+                *(q.measurement(arm, seed) for q in quantities[arm].values()),
+            ]
+        ],
+        arms={arm: _arm_result(found, variant) for arm, found in findings.items()},
+        comparisons=[Comparison(**entry) for entry in comparisons],
+        conclusions=conclusions(comparisons, variant, margins or {}),
+        differences_between_arms=differences_between_arms(experiment),
+    )
+
+
+def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str, float]) -> list[Conclusion]:
+    """Return what can be said about each pair of arms: clean loss first, then robustness under each attack.
+
+    Args:
+        comparisons: entries of the results.
+        variant: HotFlip's primary one.
+        margins: half width of equivalence by attack.
+    """
+    found = []
+    for a, b in dict.fromkeys((entry["a"], entry["b"]) for entry in comparisons):
+        by_key = {Key(*(e[k] for k in Key._fields)): e for e in comparisons if (e["a"], e["b"]) == (a, b)}
+        clean = by_key.get(Key("nll"))
+        if clean is not None:
+            found.append(conclude_clean(clean))
+        for key in (Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS):
+            if key in by_key:
+                scored = by_key.get(key._replace(metric="clean_nll"))
+                losses = [entry for entry in (clean, scored) if entry is not None]
+                found.append(conclude_robustness(by_key[key], losses, margins.get(str(key.attack))))
+    return found
+
+
+def primary_variant(experiment: Experiment) -> str:
+    """Return HotFlip's variant that conclusions rest on: the stronger one of those configured."""
+    methods = experiment.attacks.hotflip.methods
+    return "iterative" if "iterative" in methods else methods[0]
+
+
+def differences_between_arms(experiment: Experiment) -> list[Json]:
+    """Return every value in which arms are treated differently, by dotted key; of training, where arms are trained."""
+    values: dict[str, Json] = {"start": {}, "train": {}, "constraint": {}}
+    for name, arm in experiment.arms.items():
+        values["start"][name], values["train"][name] = arm.start, arm.train
+        values["constraint"][name] = None
+        if arm.constraint:
+            given = arm.constraint.model_dump(mode="json", exclude_defaults=True)
+            values["constraint"][name] = {"scope": arm.constraint.scope, **given}
+        if arm.train:
+            for key, value in experiment.training_of(name).model_dump(mode="json").items():
+                values.setdefault(f"training.{key}", {})[name] = value
+    return [
+        {"key": key, "arms": of_arms}
+        for key, of_arms in values.items()
+        if any(value != next(iter(of_arms.values())) for value in of_arms.values())
+    ]
+
+
+def _quantities(
+    findings: Mapping[str, ArmFindings], threshold: float | None, published_success: float
+) -> dict[str, dict[Key, Quantity]]:
+    """Return every arm's quantities by key."""
+    found: dict[str, list[Quantity]] = {arm: evaluation_quantities(f.evaluation_rows) for arm, f in findings.items()}
+    for arm, finding in findings.items():
+        for rows in finding.hotflip_rows.values():
+            found[arm] += attack_quantities(rows, threshold=threshold, published_success=published_success)
+        found[arm] += trigger_quantities(finding.trigger_rows, (finding.triggers or {}).get("spent_tokens"))
+    for variant in dict.fromkeys(v for finding in findings.values() for v in finding.hotflip_rows):
+        rows_by_arm = {arm: f.hotflip_rows[variant] for arm, f in findings.items() if f.hotflip_rows.get(variant)}
+        for arm, quantity in after_first_flip(rows_by_arm).items():
+            found[arm].append(quantity)
+    return {arm: {quantity.key: quantity for quantity in of_arm} for arm, of_arm in found.items()}
+
+
+def _correct(comparisons: list[Json], family: set[Key]) -> None:
+    """Write the family's adjusted p into its entries."""
+    p = {
+        index: entry["p"]
+        for index, entry in enumerate(comparisons)
+        if Key(*(entry[k] for k in Key._fields)) in family and entry["p"] is not None
+    }
+    for index, adjusted in holm(p).items():
+        comparisons[index] |= {"p_adjusted": adjusted, "family": "confirmatory"}
+
+
+def _perplexities(arm: str, seed: int, found: ArmFindings) -> list[Json]:
+    """Return the perplexity of the primary checkpoint as a measurement."""
+    summary = found.evaluation[found.primary_checkpoint]
+    if summary["perplexity"] is None:
+        return []
+    return [
+        {
+            "arm": arm,
+            "seed": seed,
+            **Key("perplexity")._asdict(),
+            "budget": None,
+            "threshold": None,
+            "n": summary["num_documents"],
+            "num_missing": len(summary["missing"]),
+            **summary["perplexity"],
+        }
+    ]
+
+
+def _arm_result(found: ArmFindings, variant: str) -> ArmResult:
+    summary = found.evaluation[found.primary_checkpoint]
+    hotflip = None
+    if found.hotflip:
+        first = variant if variant in found.hotflip else next(iter(found.hotflip))
+        hotflip = {"variant": first, **found.hotflip[first], "variants": dict(found.hotflip)}
+    return ArmResult(
+        perplexity=summary["perplexity"] and summary["perplexity"]["value"],
+        bits_per_byte=summary["bits_per_byte"] and summary["bits_per_byte"]["value"],
+        evaluation=dict(found.evaluation),
+        hotflip=hotflip,
+        triggers=found.triggers,
+        certificate=found.certificate,
+        training=found.training,
+    )
