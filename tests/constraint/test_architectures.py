@@ -37,7 +37,7 @@ def test_traced_gain_includes_the_convention_of_the_norm(name: str) -> None:
     for norm in trace_norms(model, feed_forwards(model), probe_tokens(model)):
         assert isinstance(norm, Norm)
         assert norm.one_plus_weight == name.startswith("gemma")
-        stored = norm.module.weight.detach().double()
+        stored = norm.module.get_parameter("weight").detach().double()
         torch.testing.assert_close(norm.gain, stored + 1 if norm.one_plus_weight else stored)
 
 

@@ -106,7 +106,7 @@ class Square(Parametrization):
 
     @override
     def inverse(self, w: Tensor) -> tuple[Tensor, float]:
-        return w.double().sqrt_().to(w.dtype), 1.0
+        return w.double().sqrt().to(w.dtype), 1.0
 
 
 class Magnitude(Parametrization):

@@ -9,6 +9,7 @@ compute the same function. c and d are the smallest that make every entry non-ne
 parametrization needs one. Shapes: h hidden units, d width of the stream; all arithmetic in fp64.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -58,18 +59,31 @@ def shift(
     touched = _touched(model, norms, constrained)
     before = [p.clone() for p in touched]
     logits = in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits.double())
-    for network, norm in zip(networks, norms, strict=True):
-        if network.names["up"] in constrained:
-            if not norm.one_sign:
-                norm = _fold_gain(model, norm)
-            _shift_reader(network.up, norm, margin)
-    for writer, _ in writers:
-        _shift_writer(writer, margin)
-    change = (in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits.double()) - logits).abs().max()
-    if not change <= _TOLERANCE[model.dtype] * max(1.0, float(logits.std())):
+    try:
+        _shift_all(model, networks, norms, constrained, [m for m, _ in writers], margin)
+        shifted = in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits.double())
+        change = float((shifted - logits).abs().max())
+        if not change <= _TOLERANCE[model.dtype] * max(1.0, float(logits.std())):
+            raise UsageError(_refusal(f"it changed the logits of random tokens by {change:.2g}"))
+    except UsageError:
         for parameter, old in zip(touched, before, strict=True):
             parameter.copy_(old)
-        raise UsageError(_refusal(f"it changed the logits of random tokens by {float(change):.2g}"))
+        raise
+
+
+def _shift_all(
+    model: PreTrainedModel,
+    networks: Sequence[FeedForward],
+    norms: Sequence[Norm],
+    constrained: dict[str, nn.Module],
+    writers: Sequence[nn.Module],
+    margin: float,
+) -> None:
+    for network, norm in zip(networks, norms, strict=True):
+        if network.names["up"] in constrained:
+            _shift_reader(network.up, norm if norm.one_sign else _fold_gain(model, norm), margin)
+    for writer in writers:
+        _shift_writer(writer, margin)
 
 
 def _refusal(reason: str) -> str:
@@ -135,21 +149,25 @@ def _touched(model: PreTrainedModel, norms: Sequence[Norm], constrained: dict[st
 
 
 def _fold_gain(model: PreTrainedModel, norm: Norm) -> Norm:
-    """Move γ and β from a norm into all its readers: W ← W diag(γ), b ← b + Wβ, γ = 1, β = 0."""
+    """Move γ from a norm into all its readers: W ← W diag(γ), β ← β/γ, γ ← 1.
+
+    Where γ_i = 0 the input is the constant β_i, which goes into the readers' biases.
+    """
     gain, offset = (t.to(model.device) for t in (norm.gain, norm.offset))
+    constant = torch.where(gain == 0, offset, 0)
+    kept = torch.where(gain == 0, 0, offset / gain)
     for name in norm.readers:
         module = model.get_submodule(name)
         w, bias = matrix(module), bias_of(module)
         if bias is not None:
-            bias.copy_(bias.double() + w.double() @ offset)
-        elif bool(offset.any()):
-            raise UsageError(_refusal(f"gains of {norm.name} differ in sign and {name} has no bias to fold them into"))
+            bias.copy_(bias.double() + w.double() @ constant)
+        elif bool(constant.any()):
+            raise UsageError(_refusal(f"a gain of {norm.name} is 0 and {name} has no bias to take up what it leaves"))
         w.copy_(w.double() * gain)
     norm.module.weight.fill_(0.0 if norm.one_plus_weight else 1.0)  # type: ignore[operator, union-attr]
     if norm.module.bias is not None:
-        norm.module.bias.zero_()  # type: ignore[operator, union-attr]
-    ones = torch.ones_like(norm.gain)
-    return Norm(norm.name, norm.module, norm.kind, ones, 0 * ones, norm.one_plus_weight, norm.readers, norm.stream_std)
+        norm.module.bias.copy_(kept)  # type: ignore[operator, union-attr]
+    return dataclasses.replace(norm, gain=torch.ones_like(norm.gain), offset=kept.cpu())
 
 
 def _shift_reader(module: nn.Module, norm: Norm, margin: float) -> None:

@@ -69,7 +69,7 @@ def load_model(
     revision: str | None = None,
     gguf_file: str | None = None,
     dtype: torch.dtype | str | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     dropout: float | None = None,
@@ -83,7 +83,7 @@ def load_model(
         revision: branch, tag or commit on the hub.
         gguf_file: name of the GGUF file inside the folder or hub repository.
         dtype: of the weights; float32 unless given, ``"auto"`` keeps what is stored.
-        attention: attention kernel.
+        attention: attention kernel, ``sdpa`` or ``eager``; the faster one that the architecture has, unless given.
         allow_pickle: load ``pytorch_model.bin``, which can execute code.
         trust_remote_code: run Python code that comes with the model.
         dropout: replaces every dropout probability of the configuration, if given.
@@ -233,6 +233,8 @@ def _explain(at: Source, what: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text or "custom code" in text:
         return f"{at.given} comes with its own Python code; set model.trust_remote_code: true if you trust it"
+    if "does not support an attention implementation" in text:
+        return f"{at.given} has no such attention kernel; set model.attention: eager"
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return f"{at.given} is of an architecture that transformers does not know ({_short(text)})"
     if "gguf" in text.lower() and isinstance(error, ImportError):

@@ -1,0 +1,216 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import LAYER_NORM, logits, tiny_model, tokens
+
+from isotone.constraint import certify, constrain, fold
+from isotone.constraint.activations import monotonicity_of
+from isotone.constraint.feed_forward import feed_forwards, probe_tokens
+from isotone.constraint.tracing import Norm, trace_norms
+from isotone.constraint.witness import find_witness
+from isotone.models import save_model
+
+
+def monotone(name: str, scope: str = "mlp_both", **changes: object) -> Any:
+    """Return a folded model whose constrained weights are |W|, of a size that drives units into an activation's dip."""
+    changes = {"init_std" if name.startswith("opt") else "initializer_range": 0.5} | changes
+    model = tiny_model(name, **changes)
+    constrain(model, scope, "projection", "absolute")
+    return fold(model)
+
+
+def mixed_gains(model: Any) -> Any:
+    """Give the norms before the networks gains of both signs, so that their outputs are no antichain."""
+    with torch.no_grad():
+        for norm in trace_norms(model, feed_forwards(model), probe_tokens(model)):
+            assert isinstance(norm, Norm)
+            norm.module.weight[::2] *= -1
+    return model
+
+
+def test_relu_network_with_non_negative_weights_is_strict() -> None:
+    certificate = certify(monotone("arcee"))
+    assert certificate.verdict == "strict"
+    assert certificate.weights == "nonneg"
+    assert certificate.activation == {"name": "ReLU", "non_decreasing_on": "ℝ"}
+    assert certificate.order == "basis-dependent"
+    assert certificate.map == "u ↦ W2 σ(W1 u + b1) + b2"
+    assert certificate.domain == "ℝ^d"
+
+
+def test_squared_relu_is_strict() -> None:
+    assert certify(monotone("arcee", hidden_act="relu2")).verdict == "strict"
+
+
+@pytest.mark.parametrize("name", LAYER_NORM)
+def test_layer_norm_model_is_vacuous(name: str) -> None:
+    certificate = certify(monotone(name))
+    assert (certificate.verdict, certificate.order, certificate.weights) == ("vacuous", "vacuous", "nonneg")
+    assert "constrained or not" in certificate.reasons[0]
+
+
+def test_tampered_sign_is_violated_and_named() -> None:
+    model = monotone("arcee")
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 4] = -1e-12
+    certificate = certify(model)
+    assert (certificate.verdict, certificate.weights) == ("violated", "mixed")
+    assert certificate.reasons == (
+        "model.layers.1.mlp.down_proj.weight has 1 of 512 entries that are negative or not finite",
+    )
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weight_that_is_no_number_is_violated(wrong: float) -> None:
+    model = monotone("arcee")
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = wrong
+    assert certify(model).verdict == "violated"
+
+
+def test_unconstrained_model_is_violated_even_where_the_order_is_vacuous() -> None:
+    certificate = certify(tiny_model("gpt_neox"))
+    assert (certificate.verdict, certificate.order) == ("violated", "vacuous")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "gelu_new", "quick_gelu"])
+def test_activation_that_dips_is_refuted_by_an_ordered_pair(activation: str) -> None:
+    """All weights are non-negative; a pre-activation around the dip makes an output fall."""
+    certificate = certify(monotone("arcee", hidden_act=activation))
+    assert certificate.verdict == "violated"
+    assert certificate.weights == "nonneg"
+    assert "falls by" in certificate.reasons[-1]
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize("scope", ["gated_updown", "gated_all"])
+def test_gated_network_is_refuted_by_an_ordered_pair(scope: str, activation: str) -> None:
+    """SwiGLU, and a ReLU gate: the ungated factor is negative somewhere."""
+    certificate = certify(monotone("llama", scope, hidden_act=activation))
+    assert certificate.verdict == "violated"
+    assert certificate.scope == scope
+    assert "gated product" in certificate.reasons[0]
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_layer_norm_with_gains_of_both_signs_is_judged_by_its_activation(activation: str) -> None:
+    certificate = certify(mixed_gains(monotone("gpt_neox", hidden_act=activation)))
+    assert certificate.order == "binding"
+    assert certificate.verdict == ("strict" if activation == "relu" else "violated")
+
+
+def test_gain_of_zero_makes_the_order_binding() -> None:
+    model = monotone("gpt_neox", hidden_act="relu")
+    with torch.no_grad():
+        model.gpt_neox.layers[1].post_attention_layernorm.weight[5] = 0
+    certificate = certify(model)
+    assert (certificate.verdict, certificate.order) == ("strict", "binding")
+
+
+def test_nothing_found_is_empirical_not_strict() -> None:
+    """Biases keep every reachable pre-activation right of GELU's dip: true there, but not what is proved here."""
+    model = monotone("arcee", hidden_act="gelu", mlp_bias=True)
+    with torch.no_grad():
+        for network in feed_forwards(model):
+            network.up.bias.fill_(100.0)
+    certificate = certify(model)
+    assert certificate.verdict == "empirical"
+    assert "not a proof" in certificate.reasons[-1]
+
+
+def test_unknown_activation_proves_nothing() -> None:
+    class Custom(torch.nn.ReLU):
+        """A subclass may compute anything."""
+
+    model = monotone("arcee")
+    for layer in model.model.layers:
+        layer.mlp.act_fn = Custom()
+    certificate = certify(model)
+    assert certificate.verdict == "empirical"
+    assert certificate.activation["non_decreasing_on"] == "no"
+
+
+def test_one_network_with_another_activation_is_noticed() -> None:
+    model = monotone("arcee")
+    model.model.layers[1].mlp.act_fn = torch.nn.GELU()
+    assert certify(model).verdict == "violated"
+
+
+def test_scope_mlp_in_claims_the_hidden_units_only() -> None:
+    certificate = certify(monotone("arcee", "mlp_in"))
+    assert (certificate.verdict, certificate.map) == ("strict", "u ↦ σ(W1 u + b1)")
+    assert certify(monotone("arcee", "mlp_in"), scope="mlp_both").verdict == "violated"
+
+
+@pytest.mark.parametrize(
+    ("name", "scope"), [("gpt_neox", "mlp_both"), ("gpt2", "mlp_both"), ("arcee", "mlp_in"), ("llama", "gated_updown")]
+)
+def test_exported_folder_certifies_the_same_from_disk(name: str, scope: str, tmp_path: Path) -> None:
+    """The scope is read from the folder; the hash is over the same bytes."""
+    model = tiny_model(name)
+    constrain(model, scope, "scaled_softplus", "absolute")
+    save_model(fold(model), None, tmp_path / "exported")
+    from_disk = certify(tmp_path / "exported")
+    assert from_disk == certify(model)
+    assert from_disk.scope == scope
+    assert json.loads(json.dumps(from_disk.to_dict()))["verdict"] == from_disk.verdict
+
+
+def test_hash_changes_with_any_examined_number() -> None:
+    model = monotone("arcee")
+    first = certify(model).weights_hash
+    assert certify(model).weights_hash == first
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.post_attention_layernorm.weight")[0] += 1e-3
+    assert certify(model).weights_hash != first
+
+
+def test_certifying_changes_nothing() -> None:
+    model = monotone("llama", "gated_all").train()
+    before = logits(model.eval())
+    model.train()
+    certify(model)
+    assert model.training
+    assert torch.equal(logits(model.eval()), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["arcee", "gpt_neox"])
+def test_witness_is_an_ordered_reachable_pair_that_falls(name: str) -> None:
+    """Checked here from scratch: the order, the norm's range, and the drop."""
+    model = monotone(name, hidden_act="gelu")
+    if name == "gpt_neox":
+        mixed_gains(model)
+    network = feed_forwards(model)[0]
+    norm = trace_norms(model, [network], tokens())[0]
+    assert isinstance(norm, Norm)
+    found = find_witness(network, norm, 16)
+    assert found is not None
+    assert (found.upper >= found.lower).all()
+    for u in (found.lower, found.upper):
+        x = (u - norm.offset) / norm.gain
+        assert x.norm() < 16**0.5
+        if norm.kind == "layer_norm":
+            assert x.sum().abs() < 1e-9
+    fall = network(found.lower)[found.output] - network(found.upper)[found.output]
+    assert float(fall) == pytest.approx(found.drop, rel=1e-6)
+    assert found.drop > 0
+
+
+def test_intervals_of_activations_hold_numerically() -> None:
+    from transformers.activations import ACT2FN
+    from transformers.models.bloom.modeling_bloom import BloomGelu
+
+    names = ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate", "quick_gelu", "silu", "swish"]
+    for activation in [BloomGelu().eval(), *(ACT2FN[name] for name in names)]:
+        least = monotonicity_of(activation).least
+        assert least is not None
+        assert (activation(torch.linspace(least, 12, 200_001, dtype=torch.float64)).diff() >= 0).all()
+        left = activation(torch.tensor([least - 0.05, least - 0.01], dtype=torch.float64))
+        assert left[1] < left[0]
+    for name in ("relu", "relu2", "relu6", "sigmoid", "tanh", "linear"):
+        assert monotonicity_of(ACT2FN[name]).everywhere
+        assert (ACT2FN[name](torch.linspace(-12, 12, 100_001, dtype=torch.float64)).diff() >= 0).all()

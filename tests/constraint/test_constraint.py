@@ -1,0 +1,196 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import MODELS, logits, tiny_model, tokens
+
+from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold
+from isotone.constraint.constraint import restore
+from isotone.constraint.initialization import ALLOWED_PAIRS, INITIALIZATIONS
+from isotone.constraint.parametrization import PARAMETRIZATIONS
+from isotone.errors import IsotoneError, UsageError
+from isotone.models import load_model, save_model
+
+
+def weights_of(model: torch.nn.Module, constraint: Constraint) -> dict[str, torch.Tensor]:
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach() for name in constraint.names}
+
+
+def step(
+    model: torch.nn.Module, constraint: Constraint, optimizer: torch.optim.Optimizer, micro_batches: int = 2
+) -> None:
+    for number in range(micro_batches):
+        ids = tokens(seed=number)
+        (model(ids, labels=ids).loss / micro_batches).backward()
+    constraint.pull_back()
+    optimizer.step()
+    constraint.push()
+    optimizer.zero_grad()
+
+
+def optimizer_of(model: torch.nn.Module, constraint: Constraint, lr: float = 0.05) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(constraint.trainable(model).values(), lr=lr, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_goes_through_constrain_steps_fold_export_reload(name: str, tmp_path: Path) -> None:
+    """The constraint holds after each of two real optimizer steps, and the reloaded folder has the same logits."""
+    model = tiny_model(name)
+    for number, scope in enumerate(ARCHITECTURES[model.config.model_type].scopes):
+        model = tiny_model(name)
+        constraint = constrain(model, scope)
+        optimizer = optimizer_of(model, constraint)
+        for _ in range(2):
+            before = {n: w.clone() for n, w in weights_of(model, constraint).items()}
+            step(model, constraint, optimizer)
+            after = weights_of(model, constraint)
+            assert constraint.holds()
+            assert all((w > 0).all() and not torch.equal(w, before[n]) for n, w in after.items())
+        trained = logits(model)
+        save_model(fold(model), None, tmp_path / str(number))
+        assert torch.equal(logits(load_model(str(tmp_path / str(number)))), trained)
+
+
+@pytest.mark.parametrize(("parametrization", "initialization"), sorted(ALLOWED_PAIRS))
+def test_every_allowed_pair_holds_through_steps(parametrization: str, initialization: str) -> None:
+    model = tiny_model("gpt_neox")
+    constraint = constrain(
+        model, "mlp_both", parametrization, initialization, calibration_rows_NL=tokens(4), will_train=True
+    )
+    optimizer = optimizer_of(model, constraint)
+    for _ in range(3):
+        step(model, constraint, optimizer)
+        assert constraint.holds()
+    expected = {name: w.clone() for name, w in weights_of(model, constraint).items()}
+    constraint.push()
+    assert all(torch.equal(w, expected[n]) for n, w in weights_of(model, constraint).items())
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+@pytest.mark.parametrize("initialization", INITIALIZATIONS)
+def test_pairs_that_do_not_fit_are_refused_with_the_reason(parametrization: str, initialization: str) -> None:
+    model = tiny_model("gpt_neox")
+    if (parametrization, initialization) in ALLOWED_PAIRS:
+        return
+    assert initialization == "relu"
+    with pytest.raises(UsageError, match="with relu use one of magnitude, projection as parametrization"):
+        constrain(model, "mlp_both", parametrization, initialization)
+
+
+def test_forbidden_pairs_are_those_of_the_documents() -> None:
+    refused = {(p, i) for p in PARAMETRIZATIONS for i in INITIALIZATIONS} - ALLOWED_PAIRS
+    assert refused == {("softplus", "relu"), ("scaled_softplus", "relu"), ("square", "relu")}
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_master_gradient_equals_autograd_through_the_map(parametrization: str) -> None:
+    """Two micro-batches; the reference differentiates map(V) inside the model with functional_call."""
+    model = tiny_model("gpt_neox", torch.float64)
+    constraint = constrain(model, "mlp_both", parametrization, "absolute")
+    masters = constraint.state_dict()
+    leaves = {n: masters[n].clone().requires_grad_() for n in constraint.names}
+    maps = {
+        "softplus": lambda v, s: torch.log1p(torch.exp(v)),
+        "scaled_softplus": lambda v, s: torch.log1p(torch.exp(v * s)) / s,
+        "square": lambda v, s: v**2,
+        "magnitude": lambda v, s: v.abs(),
+        "projection": lambda v, s: v,
+    }
+    effective = {n: maps[parametrization](v, masters[f"{n}.scale"]) for n, v in leaves.items()}
+    for seed in range(2):
+        ids = tokens(seed=seed)
+        loss = torch.func.functional_call(model, effective, (ids,), {"labels": ids}).loss
+        loss.backward(retain_graph=True)
+        model.zero_grad() if seed == 1 else None
+    for parameter in model.parameters():
+        parameter.grad = None
+    for seed in range(2):
+        ids = tokens(seed=seed)
+        model(ids, labels=ids).loss.backward()
+    constraint.pull_back()
+    for name, master in zip(constraint.names, constraint.parameters(), strict=True):
+        torch.testing.assert_close(master.grad, leaves[name].grad, rtol=1e-9, atol=1e-12)
+
+
+def test_attached_optimizer_steps_like_explicit_moves() -> None:
+    explicit, attached = (tiny_model("gpt_neox") for _ in range(2))
+    by_hand, by_hooks = constrain(explicit), constrain(attached)
+    optimizer = optimizer_of(attached, by_hooks)
+    by_hooks.attach(optimizer)
+    step(explicit, by_hand, optimizer_of(explicit, by_hand), micro_batches=1)
+    attached(tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    for name, parameter in explicit.named_parameters():
+        assert torch.equal(parameter, attached.get_parameter(name)), name
+
+
+def test_restored_constraint_continues_like_the_one_that_was_saved() -> None:
+    model = tiny_model("gpt_neox")
+    constraint = constrain(model, "mlp_both", "scaled_softplus", "shift")
+    optimizer = optimizer_of(model, constraint)
+    step(model, constraint, optimizer)
+    saved = {name: t.clone() for name, t in constraint.state_dict().items()}
+    copy = tiny_model("gpt_neox", seed=1)
+    copy.load_state_dict(model.state_dict())
+    restored = restore(copy, "mlp_both", "scaled_softplus", "shift", saved)
+    for m, c in ((model, constraint), (copy, restored)):
+        step(m, c, optimizer_of(m, c))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
+
+
+def test_state_of_another_scope_is_refused_by_name() -> None:
+    both = constrain(tiny_model("gpt_neox"), "mlp_both")
+    with pytest.raises(IsotoneError, match=r"gpt_neox.layers.0.mlp.dense_4h_to_h.weight is unexpected"):
+        constrain(tiny_model("gpt_neox"), "mlp_in").load_state_dict(both.state_dict())
+
+
+def test_state_dict_of_the_model_holds_the_effective_weights_at_any_moment() -> None:
+    model = tiny_model("gpt_neox")
+    names = set(model.state_dict())
+    constraint = constrain(model)
+    assert set(model.state_dict()) == names
+    assert all((model.state_dict()[name] > 0).all() for name in constraint.names)
+    assert set(constraint.trainable(model)) == {name for name, _ in model.named_parameters()}
+
+
+def test_fold_keeps_the_very_tensors_and_refuses_what_left_the_constraint() -> None:
+    model = tiny_model("gpt_neox")
+    constraint = constrain(model)
+    pointers = {name: p.data_ptr() for name, p in model.named_parameters()}
+    before = logits(model)
+    with pytest.raises(UsageError, match="constrained already"):
+        constrain(model)
+    assert fold(model) is model
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == pointers
+    assert torch.equal(logits(model), before)
+    again = tiny_model("gpt_neox")
+    constraint = constrain(again)
+    with torch.no_grad():
+        again.get_parameter(constraint.names[0])[0, 0] = -1e-6
+    with pytest.raises(IsotoneError, match="negative or not finite"):
+        fold(again)
+
+
+def test_published_bf16_masters_freeze_where_fp32_masters_move() -> None:
+    """Science 2.1: at V ≈ −3.9 a step of 5e-5 is below the spacing of bf16."""
+    moved = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        model = tiny_model("gpt_neox").to(dtype)
+        constraint = constrain(model, "mlp_both", "softplus", "absolute", master_dtype=dtype)
+        assert {p.dtype for p in constraint.parameters()} == {dtype}
+        optimizer = optimizer_of(model, constraint, lr=5e-5)
+        before = [p.detach().clone() for p in constraint.parameters()]
+        step(model, constraint, optimizer)
+        changes = [float((a != b).float().mean()) for a, b in zip(before, constraint.parameters(), strict=True)]
+        moved[dtype] = sum(changes) / len(changes)
+    assert moved[torch.bfloat16] < 0.02
+    assert moved[torch.float32] > 0.9
+
+
+def test_half_precision_weights_get_fp32_masters_unless_asked_otherwise() -> None:
+    model = tiny_model("gpt_neox").to(torch.bfloat16)
+    constraint = constrain(model, "mlp_both", "softplus", "absolute")
+    assert {p.dtype for p in constraint.parameters()} == {torch.float32}
+    step(model, constraint, optimizer_of(model, constraint))
+    assert constraint.holds()
