@@ -23,6 +23,7 @@ FORMAT = 1
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_UNREADABLE = {errno.EIO, errno.ESTALE}
 
 
 class CorruptError(IsotoneError):
@@ -42,12 +43,12 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     path = Path(path)
     aside = path.with_name(f".{path.name}.tmp")
     with _storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             _write_synced(aside, data)
             os.replace(aside, path)
         except OSError:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # the first error is told; the next write replaces what is left
                 aside.unlink()
             raise
         sync_folder(path.parent)
@@ -68,6 +69,11 @@ def dump_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def dump_json_lines(values: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return objects as the bytes of a JSON lines file, one a line."""
+    return b"".join(json.dumps(v, ensure_ascii=False, allow_nan=False).encode() + b"\n" for v in values)
+
+
 def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
@@ -83,13 +89,16 @@ def read_json(path: Path | str) -> Any:
 
 
 class JsonLines:
-    """A log of JSON objects, one a line, that grows durably and forgives a torn last line."""
+    """A log of JSON objects, one a line, that grows durably and forgives a torn last line.
+
+    A line is torn if it lacks its newline, or, after a loss of power, if what was to be in it is not.
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole lines; a last line without its newline was torn by a kill and is left out.
+        """Return all whole lines; a torn last one is left out.
 
         Raises:
             CorruptError: a line before the last is not JSON.
@@ -99,8 +108,8 @@ class JsonLines:
     def append(self, *values: Mapping[str, Any]) -> None:
         """Add lines in one write and sync them; a torn end is cut off first."""
         with _storage_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            data = b"".join(json.dumps(v, ensure_ascii=False, allow_nan=False).encode() + b"\n" for v in values)
+            make_folder(self.path.parent)
+            data = dump_json_lines(values)
             new = not self.path.exists()
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -125,23 +134,37 @@ class JsonLines:
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")[:-1]
+        if lines and not _is_json(lines[-1]):
+            lines.pop()
         for number, line in enumerate(lines, 1):
-            try:
-                json.loads(line)
-            except ValueError as error:
-                raise CorruptError(f"{self.path}, line {number}, is not valid JSON; set the file aside") from error
+            if not _is_json(line):
+                raise CorruptError(f"{self.path}, line {number}, is not valid JSON; set the file aside and run again")
         return lines
 
     @staticmethod
-    def _end_of_last_line(descriptor: int, block: int = 1 << 16) -> int:
-        end = os.fstat(descriptor).st_size
-        while end > 0:
-            start = max(0, end - block)
-            found = os.pread(descriptor, end - start, start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
-        return 0
+    def _end_of_last_line(descriptor: int) -> int:
+        end = _after_newline(descriptor, os.fstat(descriptor).st_size)
+        start = _after_newline(descriptor, end - 1)
+        return end if end and _is_json(os.pread(descriptor, end - start, start)) else start
+
+
+def _after_newline(descriptor: int, end: int, block: int = 1 << 16) -> int:
+    """Return the position after the last newline before ``end``; 0 if there is none."""
+    while end > 0:
+        start = max(0, end - block)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -168,7 +191,7 @@ def publish_directory(path: Path | str, files: Mapping[str, bytes | Iterable[byt
         raise FileExistsError(path)
     aside = path.with_name(f".{path.name}.tmp")
     with _storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         try:
             if aside.exists():
                 shutil.rmtree(aside)
@@ -197,21 +220,38 @@ def verify_directory(path: Path | str, *, hashes: bool = True) -> None:
         CorruptError: names the first file that is missing or different.
     """
     path = Path(path)
-    if not (path / MANIFEST).is_file():
+    file = path / MANIFEST
+    if not file.is_file():
         raise CorruptError(f"{path} has no {MANIFEST}: it was not written to its end")
-    manifest = read_json(path / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise CorruptError(f"{path / MANIFEST} lists no files")
-    if manifest.get("format") != FORMAT:
-        raise CorruptError(f"{path} has format {manifest.get('format')!r}; this isotone reads format {FORMAT}")
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CorruptError(f"{file} is missing")
-        if file.stat().st_size != expected["size"]:
-            raise CorruptError(f"{file} has {file.stat().st_size} bytes, {expected['size']} were written")
-        if hashes and sha256_file(file) != expected["sha256"]:
-            raise CorruptError(f"{file} does not have the hash that was written")
+    try:
+        for file, expected in _manifest_entries(path):
+            if not file.is_file():
+                raise CorruptError(f"{file} is missing")
+            if file.stat().st_size != expected["size"]:
+                raise CorruptError(f"{file} has {file.stat().st_size} bytes, {expected['size']} were written")
+            if hashes and sha256_file(file) != expected["sha256"]:
+                raise CorruptError(f"{file} does not have the hash that was written")
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
+        raise CorruptError(f"{file} cannot be read ({error.strerror})") from error
+
+
+def _manifest_entries(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the files of a published folder with their entries in its manifest."""
+    data = (path / MANIFEST).read_bytes()
+    try:
+        manifest = json.loads(data)
+        intact = dump_json(manifest) == data  # any changed byte shows, also one that is JSON still
+        entries = [(path / name, {"size": e["size"], "sha256": e["sha256"]}) for name, e in manifest["files"].items()]
+        number = manifest["format"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptError(f"{path / MANIFEST} is not what was written") from error
+    if not intact:
+        raise CorruptError(f"{path / MANIFEST} is not what was written")
+    if number != FORMAT:
+        raise CorruptError(f"{path} has format {number!r}; this isotone reads format {FORMAT}")
+    return entries
 
 
 def remove_directory(path: Path | str) -> None:
@@ -297,6 +337,16 @@ def tensors_from_file(path: Path | str, device: str = "cpu") -> dict[str, Any]:
 # --- system calls ----------------------------------------------------------------------------------------------------
 
 
+def make_folder(path: Path | str) -> None:
+    """Make a folder and the folders above it, each with a durable name."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
 def sync_folder(path: Path | str) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -344,4 +394,4 @@ def _storage_errors(path: Path) -> Iterator[None]:
             raise UsageError(
                 f"{path} cannot be written ({error.strerror}); choose another folder with --out"
             ) from error
-        raise
+        raise IsotoneError(f"{path} could not be written ({error.strerror}); what stood before is intact") from error

@@ -248,7 +248,7 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
 
 
 def _shards(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the files that hold named tensors: KIND.safetensors and, past ``SHARD_BYTES``, KIND-00001.safetensors, …"""
+    """Return the files that hold named tensors: KIND.safetensors and, past ``SHARD_BYTES``, KIND-00001.safetensors …"""
     shards: list[dict[str, Tensor]] = []
     room = 0
     for name, tensor in tensors.items():
