@@ -27,7 +27,7 @@ def mixed_gains(model: Any) -> Any:
     with torch.no_grad():
         for norm in trace_norms(model, feed_forwards(model), probe_tokens(model)):
             assert isinstance(norm, Norm)
-            norm.module.weight[::2] *= -1
+            norm.module.get_parameter("weight")[::2] *= -1
     return model
 
 
@@ -115,7 +115,7 @@ def test_nothing_found_is_empirical_not_strict() -> None:
     model = monotone("arcee", hidden_act="gelu", mlp_bias=True)
     with torch.no_grad():
         for network in feed_forwards(model):
-            network.up.bias.fill_(100.0)
+            network.up.get_parameter("bias").fill_(100.0)
     certificate = certify(model)
     assert certificate.verdict == "empirical"
     assert "not a proof" in certificate.reasons[-1]

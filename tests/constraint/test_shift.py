@@ -87,7 +87,7 @@ def test_shift_is_refused_on_rms_norm_and_gates_with_the_reason(name: str) -> No
         constrain(model, scope, "projection", "shift")
 
 
-def refused(model: Any, reason: str, **arguments: bool) -> None:
+def refused(model: Any, reason: str, **arguments: Any) -> None:
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(UsageError, match=f"shift is not exact here: .*{reason}"):
         constrain(model, "mlp_both", "projection", "shift", **arguments)
