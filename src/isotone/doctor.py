@@ -196,7 +196,7 @@ def check_bundled(scratch: Path) -> str:
     from isotone.scoring import token_nll
 
     model, tokenizer = load_model("pocket"), load_tokenizer("pocket")
-    ids_BL = torch.tensor([tokenizer(next(web_bible()).text)["input_ids"][:256]])
+    ids_BL = tokenizer(next(web_bible()).text, truncation=True, max_length=256, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         nats = token_nll(model, ids_BL).mean().item()
     if not nats < _LARGEST_NATS:
