@@ -1,6 +1,5 @@
 """Figures as inline SVG that follows the page's colours and is the same, byte for byte, for the same numbers."""
 
-import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,9 +65,16 @@ class Curve:
     marked: bool = False
 
 
-def intervals(rows: Sequence[Interval], x_label: str, *, zero: bool = False) -> str:
-    """Draw one dot with its interval a row, the first on top; ``zero`` adds a line at 0."""
-    with _figure(4.8, 0.75 + 0.38 * len(rows), x_label) as (axes, svg):
+def intervals(name: str, rows: Sequence[Interval], x_label: str, *, zero: bool = False) -> str:
+    """Draw one dot with its interval a row, the first on top.
+
+    Args:
+        name: of this figure and no other on the page.
+        rows: what is drawn.
+        x_label: quantity and unit.
+        zero: add a line at 0.
+    """
+    with _figure(name, 4.8, 0.75 + 0.38 * len(rows), x_label) as (axes, svg):
         for height, row in enumerate(reversed(rows)):
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [height, height], color=_color(row.arm), linewidth=2.5, alpha=0.55)
@@ -84,6 +90,7 @@ def intervals(rows: Sequence[Interval], x_label: str, *, zero: bool = False) -> 
 
 
 def curves(
+    name: str,
     lines: Sequence[Curve],
     x_label: str,
     y_label: str,
@@ -95,6 +102,7 @@ def curves(
     """Draw lines over each other, the first as a pale band, so that equal ones are all seen.
 
     Args:
+        name: of this figure and no other on the page.
         lines: what is drawn, in this order.
         x_label: quantity and unit.
         y_label: quantity and unit.
@@ -102,7 +110,7 @@ def curves(
         marks: vertical lines, by label.
         y_range: limits of y; those of the data unless given.
     """
-    with _figure(4.8, 3.2, x_label) as (axes, svg):
+    with _figure(name, 4.8, 3.2, x_label) as (axes, svg):
         for line in lines:
             axes.plot(
                 line.x,
@@ -151,7 +159,7 @@ def _color(arm: int) -> str:
 
 
 @contextmanager
-def _figure(width_in: float, height_in: float, x_label: str) -> Iterator[tuple["Axes", Callable[[], str]]]:
+def _figure(name: str, width_in: float, height_in: float, x_label: str) -> Iterator[tuple["Axes", Callable[[], str]]]:
     """Yield axes and, valid after the block, a function that returns the SVG."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -167,13 +175,13 @@ def _figure(width_in: float, height_in: float, x_label: str) -> Iterator[tuple["
         file = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-        rendered.append(_inline(file.getvalue()))
+        rendered.append(_inline(file.getvalue(), name))
 
 
-def _inline(svg: str) -> str:
+def _inline(svg: str, name: str) -> str:
     """Return an SVG document as an element of a page: no prolog, the page's colours and fonts, no names that clash."""
     svg = svg[svg.index("<svg") :]
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    own = re.sub(r"\W+", "-", name)
     for pattern, replacement in (
         (r"<metadata>.*?</metadata>", ""),
         (r"<style.*?</style>", ""),  # would apply to the whole page

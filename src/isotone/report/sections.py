@@ -1,5 +1,6 @@
 """The parts of a run's page: which figures, tables and words stand where."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from isotone.report.tables import Table
 
 NUM_TEXTS = 3
 """Attacked documents on the page."""
+
+MAX_POINTS = 500
+"""Points of a training curve; longer ones are averaged over neighbouring steps."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,15 @@ def _cost(run: RunFiles) -> Section:
     found = _intervals(run, (run.measurement(arm, "perplexity") for arm in run.arms))
     plots = []
     if found:
-        plots.append(_interval_figure(found, "perplexity", "Held-out perplexity with its 95 % interval over documents"))
+        plots.append(
+            _interval_figure(
+                "perplexity", found, "perplexity", "Held-out perplexity with its 95 % interval over documents"
+            )
+        )
     for metric, label in (("validation_nll", "Validation loss"), ("loss", "Training loss")):
         lines = _training_curves(run, metric)
         if lines:
-            svg = figures.curves(lines, "optimizer step", f"{label.lower()}, nats per token")
+            svg = figures.curves(metric, lines, "optimizer step", f"{label.lower()}, nats per token")
             absent = _absent(run, {line.label for line in lines})
             plots.append(Figure(svg, f"{label} by optimizer step.{absent}", f"{label} by step. {_ends(lines)}"))
     return Section("cost", "What it costs", figures=plots)
@@ -60,7 +68,7 @@ def _attacks(run: RunFiles) -> Section:
             name = content.attack_name(attack, variant)
             if found:
                 caption = f"{name}: rise of the loss, with its 95 % interval"
-                plots.append(_interval_figure(found, "Δ, nats per scored token", caption, zero=True))
+                plots.append(_interval_figure(f"rise of {name}", found, "Δ, nats per scored token", caption, zero=True))
             plots += _success_figure(run, attack, variant)
         if run.primary_variants(attack):
             tables.append(content.attack_table(run, attack))
@@ -140,9 +148,9 @@ def _intervals(run: RunFiles, measurements: Iterable[Mapping[str, Any]]) -> list
     ]
 
 
-def _interval_figure(found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:
+def _interval_figure(name: str, found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:
     values = "; ".join(f"{row.label} {row.value:.3f}" for row in found)
-    return Figure(figures.intervals(found, x_label, zero=zero), f"{caption}.", f"{caption}: {values}")
+    return Figure(figures.intervals(name, found, x_label, zero=zero), f"{caption}.", f"{caption}: {values}")
 
 
 def _training_curves(run: RunFiles, metric: str) -> list[Curve]:
@@ -150,9 +158,16 @@ def _training_curves(run: RunFiles, metric: str) -> list[Curve]:
     for number, arm in enumerate(run.arms):
         points = [(line["step"], line[metric]) for line in run.metrics(arm) if line.get(metric) is not None]
         if points:
-            steps, values = zip(*points, strict=True)
+            steps, values = zip(*_thinned(points), strict=True)
             lines.append(Curve(arm, number, steps, values, marked=metric == "validation_nll"))
     return lines
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return at most ``MAX_POINTS`` points: means of equally many neighbours."""
+    size = math.ceil(len(points) / MAX_POINTS)
+    parts = (points[first : first + size] for first in range(0, len(points), size))
+    return [(math.fsum(x for x, _ in part) / len(part), math.fsum(y for _, y in part) / len(part)) for part in parts]
 
 
 def _success_figure(run: RunFiles, attack: str, variant: str) -> list[Figure]:
@@ -166,7 +181,9 @@ def _success_figure(run: RunFiles, attack: str, variant: str) -> list[Figure]:
                 thresholds["τ"] = entry["threshold"]
     if not lines:
         return []
+    name = content.attack_name(attack, variant)
     svg = figures.curves(
+        f"success of {name}",
         lines,
         "threshold, nats per scored token",
         "share of documents above",
@@ -174,7 +191,6 @@ def _success_figure(run: RunFiles, attack: str, variant: str) -> list[Figure]:
         marks=thresholds,
         y_range=(0, 1),
     )
-    name = content.attack_name(attack, variant)
     absent = _absent(run, {line.label for line in lines})
     caption = (
         f"{name}: share of documents whose loss rose by more than a threshold; τ is the one in the tables.{absent}"

@@ -92,7 +92,7 @@ def write_token_texts(run_directory: Path, rows: Iterable[Row], tokenizer: Token
     ids = sorted({token for row in rows for token in _tokens_of(row)})
     anchor = _plain_token(ids, tokenizer)
     before = len(str(tokenizer.decode(anchor)))
-    texts = {str(token): str(tokenizer.decode([*anchor, token]))[before:] for token in ids}
+    texts = {str(token): visible(str(tokenizer.decode([*anchor, token]))[before:]) for token in ids}
     path = run_directory / TOKEN_TEXTS
     records.write_json(path, {"schema": 1, "texts": texts})
     return path

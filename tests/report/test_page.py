@@ -1,0 +1,195 @@
+"""The page shows what the results hold, calls missing what they do not, and lets no text of a document act."""
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic_run import ARMS, NOT_FINITE, write_run
+
+from isotone import records
+from isotone.errors import BlockedError
+from isotone.report import write_report, write_tables
+from isotone.report.sections import MAX_POINTS
+
+_VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class _Page(HTMLParser):
+    """Collects tags, attributes and cells, and checks that tags nest."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.cells: list[list[str]] = []
+        self.open: list[str] = []
+        self.feed(path.read_text())
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in _VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1][-1] += data
+
+    def rows(self, name: str) -> list[list[str]]:
+        return [row for row in self.cells if row[0] == name]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = write_run(tmp_path_factory.mktemp("run"))
+    write_report(run)
+    return run
+
+
+def test_page_shows_every_arm_figure_and_conclusion(run: Path) -> None:
+    page, text = _Page(run / "report.html"), (run / "report.html").read_text()
+    final = records.read_json(run / "results" / "final_results.json")
+    perplexity = next(m for m in final["measurements"] if m["arm"] == "monotonic" and m["metric"] == "perplexity")
+    overview = page.rows("monotonic")[0]
+    low, high = perplexity["ci95"]
+    assert overview[1] == f"{perplexity['value']:.2f} [{low:.2f}, {high:.2f}]"
+    assert overview[-1] == "vacuous"
+    assert len(final["conclusions"]) >= 4
+    for conclusion in final["conclusions"]:
+        assert conclusion["sentence"] in html.unescape(text)
+    # perplexity, validation and training loss; interval and curve of once, iterative and triggers
+    assert text.count("<figure>") == 3 + 6
+
+
+def test_page_needs_nothing_else_and_runs_nothing(run: Path) -> None:
+    page, text = _Page(run / "report.html"), (run / "report.html").read_text()
+    assert not {"script", "link", "iframe", "object", "embed", "form", "img", "base"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert all(value.startswith("#") for name, value in page.attributes if name in ("href", "src", "xlink:href"))
+    assert set(re.findall(r"https?://[^\s\"<]*", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert "default-src 'none'" in text
+
+
+def test_page_can_be_read_without_seeing_it(run: Path) -> None:
+    page = _Page(run / "report.html")
+    assert page.tags.count("figure") == page.attributes.count(("role", "img")) == page.tags.count("figcaption")
+    assert all(value for name, value in page.attributes if name == "aria-label")
+    assert page.tags.count("caption") == page.tags.count("table")
+    assert ("lang", "en") in page.attributes
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for name, value in page.attributes if name == "xlink:href"} <= set(ids)
+
+
+def test_equal_runs_give_equal_pages_without_time_or_host(run: Path, tmp_path: Path) -> None:
+    again = write_run(tmp_path)
+    for record in (again / "records").glob("*.json"):
+        content = records.read_json(record)
+        content["provenance"] |= {"host": "another", "started": 1.0, "seconds": 99.0}
+        records.write_json(record, content)
+    write_report(again)
+    assert (again / "report.html").read_bytes() == (run / "report.html").read_bytes()
+    assert "secret-host" not in (run / "report.html").read_text()
+    assert "torch" in (run / "report.html").read_text()
+
+
+def test_hostile_text_of_documents_and_models_cannot_act(tmp_path: Path) -> None:
+    evil = [
+        "<script>alert(1)</script>",
+        "</p><img/src=x/onerror=alert(1)>",
+        '"onmouseover="x',
+        "\u202ereversed",
+        "\ud800",
+        "&lt;",
+    ]
+    run = write_run(tmp_path, text=[*evil, "plain", "words"] * 6)
+    final = records.read_json(run / "results" / "final_results.json")
+    final["arms"]["baseline"]["triggers"]["trigger_text"] = "<script>trigger</script>"
+    final["arms"]["monotonic"]["hotflip"]["variants"]["once"]["missing"] = {"<b>why</b>": 3}
+    records.write_json(run / "results" / "final_results.json", final)
+    page, text = _Page(write_report(run)), (run / "report.html").read_text()
+    assert not {"script", "img"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "&lt;script&gt;trigger&lt;/script&gt;" in text
+    assert "&lt;b&gt;why&lt;/b&gt;" in text
+    assert "\u202e" not in text
+    assert r"\u202ereversed" in text
+    assert r"\ud800" in text
+    assert "&amp;lt;" in text
+
+
+def test_arm_without_figures_is_missing_and_never_zero(tmp_path: Path) -> None:
+    page = _Page(write_report(write_run(tmp_path, attacked=["baseline", "monotonic"])))
+    overview, *others = page.rows("shifted_twin")
+    assert overview[1:] == ["missing"] * (len(overview) - 1)
+    assert {(row[1], row[3]) for row in others if len(row) == 4} >= {
+        ("perplexity", "not measured"),
+        ("HotFlip", "not attacked"),
+        ("Triggers", "not attacked"),
+    }
+    for name in ("HotFlip once", "HotFlip iterative", "Triggers"):
+        (row,) = page.rows(f"shifted_twin, {name}")[:1]
+        assert set(row[1:]) == {"missing"}
+
+
+def test_documents_without_figures_are_listed_with_their_reason(run: Path) -> None:
+    page = _Page(run / "report.html")
+    assert ["monotonic", "HotFlip iterative", "1", NOT_FINITE] in page.cells
+
+
+def test_only_hotflip_or_no_attack_at_all_still_gives_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    final = records.read_json(run / "results" / "final_results.json")
+    for arm in final["arms"].values():
+        arm |= {"hotflip": None, "triggers": None, "certificate": None}
+    final |= {"comparisons": [], "conclusions": [], "measurements": []}
+    records.write_json(run / "results" / "final_results.json", final)
+    page = _Page(write_report(run))
+    assert page.rows("baseline")[0][1:] == ["missing"] * 3
+
+
+def test_long_training_is_drawn_from_few_points_that_keep_its_course(tmp_path: Path) -> None:
+    run = write_run(tmp_path, attacked=["baseline"])
+    lines = [{"step": step, "loss": 5 - step / 10_000} for step in range(1, 10_001)]
+    records.JsonLines(run / "metrics" / "train.baseline.jsonl").append(*lines)
+    page = write_report(run)
+    longest = max(re.findall(r' d="([^"]*)"', page.read_text()), key=len)
+    assert 300 < longest.count("L") <= MAX_POINTS
+    assert page.stat().st_size < 500_000
+
+
+def test_unfinished_run_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: pocket\n")
+    with pytest.raises(BlockedError, match=r"final_results\.json is not there; finish the run first"):
+        write_report(tmp_path)
+
+
+def test_tables_hold_the_same_cells_in_markdown_and_latex(run: Path) -> None:
+    paths = write_tables(run)
+    assert {path.name for path in paths} == {
+        f"{name}.{ending}" for name in ("arms", "comparisons", "hotflip", "triggers") for ending in ("md", "tex")
+    }
+    folder = run / "results" / "tables"
+    shown = _Page(run / "report.html").rows("shifted_twin")[0]
+    assert "| " + " | ".join(shown) + " |" in (folder / "arms.md").read_text()
+    latex = (folder / "arms.tex").read_text()
+    assert r"shifted\_twin & " in latex
+    assert latex.count(r"\\") == 1 + len(ARMS)
