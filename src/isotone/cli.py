@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Make language models monotone, train them, attack them, and compare them fairly with their unconstrained twins.",
+    help="Make language models monotone, train and attack them, compare them with their unconstrained twins.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Show, check or describe an experiment's configuration.")
 app.add_typer(config_app, name="config")
@@ -51,7 +51,8 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"ERROR: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)", file=sys.stderr)
+            text = " ".join(str(error).split())
+            print(f"ERROR: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
         return 1
 
 
@@ -94,15 +95,14 @@ def run(
 ) -> None:
     """Run an experiment to its end, or continue it: the same command does both."""
     from isotone.config_io import load_experiment, resolve_seed
-    from isotone.pipeline.context import Allowance
     from isotone.pipeline.run_directory import RunDirectory
     from isotone.pipeline.runner import Request, run_nodes
 
     config = load_experiment(experiment, overrides)
     chosen_seed = resolve_seed(config, seed)
     directory = RunDirectory.of(out, config.name, chosen_seed)
-    allowance = Allowance(_epochs(max_epochs_per_run), max_minutes_per_run)
-    request = Request(config, directory, chosen_seed, until, only, fresh, allowance)
+    max_epochs = _epochs(max_epochs_per_run)
+    request = Request(config, directory, chosen_seed, until, only, fresh, max_epochs, max_minutes_per_run)
     run_nodes(request, _stop, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"COMPLETE: {directory.root}")
 
@@ -215,7 +215,8 @@ def config_check(
     from isotone.config_io import load_experiment
 
     config = load_experiment(experiment, overrides)
-    print(f"{experiment}: valid; experiment {config.name}, arms {', '.join(config.arms)}, seeds {', '.join(map(str, config.seeds))}")
+    arms, seeds = ", ".join(config.arms), ", ".join(map(str, config.seeds))
+    print(f"{experiment}: valid; experiment {config.name}, arms {arms}, seeds {seeds}")
 
 
 @config_app.command("schema")
@@ -293,5 +294,5 @@ def version(debug: DebugOption = False) -> None:
     """Print the versions of isotone and of what it runs on."""
     from isotone.environment import provenance
 
-    print(json.dumps(provenance(), indent=1))
+    print(json.dumps(provenance(Path.cwd()), indent=1))
 

@@ -18,7 +18,9 @@ def clean_run(folder: Path, *, remove: bool) -> list[str]:
     run = RunDirectory.find(folder)
     for lease in [*run.root.glob("leases/*.json"), *run.setup.glob("leases/*.json")]:
         if found := holder(lease):
-            raise BlockedError(f"{lease.stem} is being worked on by process {found['pid']} on {found['host']}; wait for it")
+            raise BlockedError(
+                f"{lease.stem} is being worked on by process {found['pid']} on {found['host']}; wait for it"
+            )
     lines = []
     for path in _leftovers(run):
         size = sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())

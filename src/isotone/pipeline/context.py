@@ -2,28 +2,33 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
 
+from isotone import records
 from isotone.config import Arm, Experiment
 from isotone.interruption import StopFlag
 from isotone.pipeline.graph import Graph, Node
+from isotone.pipeline.record import outputs_hash
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.progress import ProgressBar, progress
-
-
-@dataclass
-class Allowance:
-    """What this process may still spend; shared by all its stages."""
-
-    epochs: Fraction | None = None
-    minutes: float | None = None
+from isotone.training.budget import Budget
 
 
 @dataclass
 class Context:
-    """One node's view of its run."""
+    """One node's view of its run.
+
+    Attributes:
+        experiment: resolved: nothing is ``auto``.
+        graph: the nodes of the experiment.
+        run: the run's folder.
+        seed: the run's seed.
+        node: the node that is worked on.
+        stop: read at every place where the node can stop safely.
+        budget: what this process may spend on training, shared by all its nodes.
+        say: where lines for the user go.
+    """
 
     experiment: Experiment
     graph: Graph
@@ -31,8 +36,8 @@ class Context:
     seed: int
     node: Node
     stop: StopFlag
-    allowance: Allowance = field(default_factory=Allowance)
-    say: Callable[[str], None] = print
+    budget: Budget
+    say: Callable[[str], None]
 
     @property
     def arm_name(self) -> str:
@@ -50,11 +55,17 @@ class Context:
         """The resolved device."""
         return self.experiment.runtime.device
 
+    @property
+    def inputs_hash(self) -> str:
+        """Hash of everything that the node is made from: what the nodes that it needs have put out."""
+        return records.hash_json(
+            {str(needed): outputs_hash(self.run, needed) for needed in self.graph.needs[self.node]}
+        )
+
     def progress(self, total: int, unit: str) -> AbstractContextManager[ProgressBar]:
         """Show how far the node is: a bar on a terminal, one plain line an interval elsewhere."""
-        return progress(
-            str(self.node), total=total, unit=unit, interval_s=self.experiment.runtime.log_every_seconds
-        )
+        interval_s = self.experiment.runtime.log_every_seconds
+        return progress(str(self.node), total=total, unit=unit, interval_s=interval_s)
 
 
 Stage = Callable[[Context], list[Path]]

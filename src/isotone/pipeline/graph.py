@@ -58,7 +58,7 @@ class Graph:
         return Node("constrain", arm) if config.constraint else self._start_node(arm)
 
     def stage_of(self, node: Node) -> str:
-        """Return the name of the stage that runs a node: what an arm needs that starts from another arm is one stage."""
+        """Return the name of the stage that runs a node: an arm that starts from another one is all one stage."""
         if node.kind == "train" or (node.kind == "constrain" and self._arms[node.arm or ""].start != "pretrained"):
             return f"train_{node.arm}"
         return node.kind

@@ -1,8 +1,8 @@
 """One writer a node: who works on it says so in a lease, renews it, and gives it back.
 
 A lease left by a kill is taken over when its holder is known to be gone: on this host, when the process is gone (or its
-number belongs to a later process, or the host has booted since); elsewhere, when the same job was restarted, or when the
-heartbeat was *observed* not to change for 90 seconds (clocks of two hosts are never compared).
+number belongs to a later process, or the host has booted since); elsewhere, when the same job was restarted, or when
+the heartbeat was *observed* not to change for 90 seconds (clocks of two hosts are never compared).
 """
 
 import os

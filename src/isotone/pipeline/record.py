@@ -1,4 +1,7 @@
-"""The record of a node: what went in, what came out, with hashes. A node is complete when its record stands and matches."""
+"""The record of a node: what went in, what came out, with hashes.
+
+A node is complete when its record stands and matches configuration and inputs.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

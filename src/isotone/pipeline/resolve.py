@@ -35,8 +35,10 @@ def _resolved_here(experiment: Experiment) -> Experiment:
     device = resolve_device(experiment.runtime.device)
     threads = resolve_threads(experiment.runtime.threads)
     precision = resolve_precision(experiment.training.precision, device)
-    return _with(experiment, {("runtime", "device"): device, ("runtime", "threads"): threads,
-                              ("training", "precision"): precision})
+    return _with(
+        experiment,
+        {("runtime", "device"): device, ("runtime", "threads"): threads, ("training", "precision"): precision},
+    )
 
 
 def _resolved_as(experiment: Experiment, before: Experiment) -> Experiment:

@@ -9,7 +9,7 @@ from isotone.pipeline.graph import Node
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The folder of one run, and the names in it. Nothing in it knows where it lies: it can be moved with its parent."""
+    """The folder of one run, and the names in it. Nothing in it knows where it lies: it moves with its parent."""
 
     root: Path
 
@@ -89,9 +89,9 @@ class RunDirectory:
         """What one node found."""
         return self.results / "by_arm" / f"{node}.json"
 
-    def documents(self, node: Node) -> Path:
-        """What one node found for each document, one JSON object a line."""
-        return self.results / "documents" / f"{node}.jsonl"
+    def documents(self, node: Node, variant: str | None = None) -> Path:
+        """What one node (one variant of its attack) found for each document, one JSON object a line."""
+        return self.results / "documents" / (f"{node}.{variant}.jsonl" if variant else f"{node}.jsonl")
 
     def work(self, node: Node) -> Path:
         """State of an unfinished node, removed when it is complete."""
@@ -99,9 +99,11 @@ class RunDirectory:
 
     def relative(self, path: Path) -> str:
         """Return a path as records name it: relative to the folder that all seeds share."""
-        return path.relative_to(self.root.parent).as_posix() if path.is_relative_to(self.setup) else path.relative_to(
-            self.root
-        ).as_posix()
+        return (
+            path.relative_to(self.root.parent).as_posix()
+            if path.is_relative_to(self.setup)
+            else path.relative_to(self.root).as_posix()
+        )
 
     def resolve(self, name: str) -> Path:
         """Return the path that ``relative`` named."""

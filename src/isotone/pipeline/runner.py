@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 from isotone import records
 from isotone.config import Experiment
 from isotone.environment import gpu_line, provenance
-from isotone.errors import BlockedError, IsotoneError, Stopped, UsageError
+from isotone.errors import BlockedError, Stopped, UsageError
 from isotone.interruption import StopFlag
-from isotone.pipeline.context import Allowance, Context, Stage
+from isotone.pipeline.context import Context, Stage
 from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.lease import lease
 from isotone.pipeline.record import Standing, standing, write_record
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import RunDirectory
+from isotone.training.budget import Budget
 
 _DERIVED = {"aggregate"}
 """Kinds that are made anew from their inputs in seconds: stale ones are simply redone."""
@@ -36,7 +38,8 @@ class Request:
     until: str | None = None
     only: str | None = None
     fresh: bool = False
-    allowance: Allowance | None = None
+    max_epochs: Fraction | None = None
+    max_minutes: float | None = None
 
 
 def run_nodes(request: Request, stop: StopFlag, say: Callable[[str], None] = print) -> None:
@@ -54,10 +57,9 @@ def run_nodes(request: Request, stop: StopFlag, say: Callable[[str], None] = pri
         for node in chosen:
             _set_aside(request.run, node, say)
     _prepare_torch(experiment, request.seed)
-    allowance = request.allowance or Allowance()
+    budget = Budget(request.max_epochs, request.max_minutes)
     for node in chosen:
-        context = Context(experiment, graph, request.run, request.seed, node, stop, allowance, say)
-        _bring_to_completion(context)
+        _bring_to_completion(Context(experiment, graph, request.run, request.seed, node, stop, budget, say))
 
 
 def _chosen(graph: Graph, request: Request) -> list[Node]:
@@ -122,8 +124,13 @@ def _attempt(context: Context) -> None:
     try:
         outputs = _stage(node)(context)
         write_record(
-            context.run, context.graph, context.experiment, context.seed, node, outputs,
-            {**provenance(), "started": started, "seconds": time.time() - started},
+            context.run,
+            context.graph,
+            context.experiment,
+            context.seed,
+            node,
+            outputs,
+            {**provenance(context.run.root), "started": started, "seconds": time.time() - started},
         )
     except BaseException as error:
         log.append({**entry, "ended": time.time(), "outcome": _outcome(error), "reason": str(error) or repr(error)})
@@ -143,18 +150,12 @@ def _outcome(error: BaseException) -> str:
 
 def _wall_clock(context: Context) -> threading.Timer:
     """Ask for a stop when the minutes of this process are used up, whatever stage it is in."""
-    minutes = context.allowance.minutes
-    left = float("inf") if minutes is None else max(0.0, minutes * 60 - _seconds_since_start())
-    timer = threading.Timer(min(left, threading.TIMEOUT_MAX), context.stop.request, ["--max-minutes-per-run"])
+    left_s = context.budget.seconds_left()
+    delay_s = threading.TIMEOUT_MAX if left_s is None else max(0.0, left_s)
+    timer = threading.Timer(delay_s, context.stop.request, ["--max-minutes-per-run"])
     timer.daemon = True
     timer.start()
     return timer
-
-
-def _seconds_since_start() -> float:
-    import psutil
-
-    return time.time() - psutil.Process().create_time()
 
 
 def _stage(node: Node) -> Stage:
@@ -164,12 +165,20 @@ def _stage(node: Node) -> Stage:
 def _prepare_torch(experiment: Experiment, seed: int) -> None:
     from isotone import determinism
 
-    determinism.prepare(seed, threads=experiment.runtime.threads, device=experiment.runtime.device)
+    determinism.prepare(
+        seed, determinism.resolve_threads(experiment.runtime.threads), device=experiment.runtime.device
+    )
 
 
 def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:
     """Rename everything that a node has left, so that it starts from nothing and nothing is lost."""
-    places: list[Path] = [run.record(node), run.node_result(node), run.documents(node), run.metrics(node), run.work(node)]
+    places: list[Path] = [
+        run.record(node),
+        run.node_result(node),
+        run.documents(node),
+        run.metrics(node),
+        run.work(node),
+    ]
     if node.kind == "setup":
         places += [run.data, run.pinned_model]
     if node.kind in ("constrain", "train") and node.arm:
@@ -177,8 +186,3 @@ def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> Non
     for place in places:
         if place.exists():
             say(f"{node}: {place} set aside as {records.set_aside(place).name}")
-
-
-def explain(error: IsotoneError) -> str:
-    """Return the one line that a user sees for an error."""
-    return " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """Which part of the configuration a node depends on: what is hashed into its record, with defaults left out.
 
-A value that cannot change a node's result (how often to save, what to log) is in no slice, so changing it makes nothing stale.
+A value that cannot change a node's result (how often to save, what to log) is in no slice, so a change of it makes
+nothing stale.
 """
 
 from typing import Any

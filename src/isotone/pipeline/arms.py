@@ -1,0 +1,130 @@
+"""Brings an arm's model into memory: where it starts, how it is constrained, and where it ended."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from isotone import records
+from isotone.attacks import PrefixProtocol, Vocabulary, Window
+from isotone.config import Constraint as ConstraintConfig
+from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
+from isotone.data.packed import PackedData, open_packed
+from isotone.determinism import stream_key
+from isotone.models import load_model, load_tokenizer
+from isotone.pipeline.context import Context
+from isotone.pipeline.graph import Node
+from isotone.training import load_weights
+
+
+def load_pretrained(context: Context) -> PreTrainedModel:
+    """Return the pinned model, in fp32 and eval mode, on the run's device.
+
+    Raises:
+        UsageError: the model cannot be read, or is no longer the one that setup pinned.
+    """
+    pin = records.read_json(context.run.pinned_model)
+    model = load_model(context.experiment.model, pin=pin)
+    model.to(torch.device(context.device))
+    return model
+
+
+def pinned_tokenizer(context: Context) -> PreTrainedTokenizerBase:
+    """Return the pinned model's tokenizer."""
+    return load_tokenizer(context.experiment.model, pin=records.read_json(context.run.pinned_model))
+
+
+def load_start(context: Context, arm: str) -> PreTrainedModel:
+    """Return the model that an arm starts from, unconstrained: the pretrained one, or another arm's end."""
+    start = context.experiment.arms[arm].start
+    if start == "pretrained":
+        return load_pretrained(context)
+    return load_end(context, start, context.experiment.attacks.checkpoint)
+
+
+def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Constraint | None]:
+    """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none)."""
+    model, config = load_start(context, arm), context.experiment.arms[arm].constraint
+    if context.experiment.training_of(arm).precision == "pure_bf16":
+        model.bfloat16()
+    if config is None:
+        return model, None
+    parametrization, initialization = combination(config, model)
+    calibration = _calibration_rows(context, config) if initialization == "calibrated_shift" else None
+    constraint = constrain(
+        model,
+        config.scope,
+        parametrization,
+        initialization,
+        calibration_rows_NL=calibration,
+        master_dtype=model.dtype,
+        will_train=context.experiment.arms[arm].train,
+    )
+    return model, constraint
+
+
+def load_end(context: Context, arm: str, checkpoint: str) -> PreTrainedModel:
+    """Return an arm's model as it ended, unconstrained, in fp32 and eval mode.
+
+    Args:
+        context: any node's view of the run.
+        arm: the arm's name.
+        checkpoint: ``last`` or ``best``; the same for an arm that is not trained.
+    """
+    model, constraint = start_constrained(context, arm)
+    if (folder := end_folder(context, arm, checkpoint)) is not None:
+        load_weights(folder, model, constraint)
+    return fold(model).float().eval()
+
+
+def end_folder(context: Context, arm: str, checkpoint: str) -> Path | None:
+    """Return the checkpoint that an arm ended with; None for an arm that is its start, untouched."""
+    node = context.graph.end_of(arm)
+    if node.kind == "train" and node.arm == arm:
+        name = records.read_json(context.run.node_result(node))["checkpoints"][checkpoint]
+        return context.run.checkpoints(arm) / name
+    if node == Node("constrain", arm):
+        return context.run.checkpoints(arm) / f"step-{0:08d}"
+    return None
+
+
+def combination(config: ConstraintConfig, model: PreTrainedModel) -> tuple[str, str]:
+    """Return parametrization and initialization: those of the recipe, unless given beside it."""
+    recipe = resolve_recipe(config.recipe, ARCHITECTURES[model.config.model_type].norm) if config.recipe else None
+    parametrization = config.parametrization or (recipe.parametrization if recipe else None)
+    initialization = config.initialization or (recipe.initialization if recipe else None)
+    if parametrization is None or initialization is None:
+        raise AssertionError("the schema demands a recipe, or both")
+    return parametrization, initialization
+
+
+def prefix_protocol(context: Context) -> PrefixProtocol:
+    """Return which tokens of a document are attacked and which are scored."""
+    config = context.experiment.attacks.protocol
+    return PrefixProtocol(config.prefix, config.gap, config.continuation)
+
+
+def attack_vocabulary(context: Context, model: PreTrainedModel) -> Vocabulary:
+    """Return the tokens that attacks may write."""
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    return Vocabulary.from_tokenizer(pinned_tokenizer(context), num_embeddings)
+
+
+def attacked_windows(context: Context, data: PackedData, split: str) -> tuple[list[Window], int]:
+    """Return the documents of a split that every attack and arm sees, cut to the protocol, and how many were too short.
+
+    The choice depends on the corpus and the configuration alone.
+    """
+    config = context.experiment.attacks
+    limit = {"attack_test": config.num_documents, "attack_search": config.num_search_documents}[split]
+    documents = data.documents(split).shuffled(context.experiment.data.shuffle_seed)
+    return prefix_protocol(context).cut(documents, limit)
+
+
+def _calibration_rows(context: Context, config: ConstraintConfig) -> torch.Tensor:
+    """Return training rows to fit an initialization on, int64 [B, L], the same for all arms of a seed."""
+    rows = open_packed(context.run.data).rows("train")
+    rng = np.random.default_rng(stream_key(context.seed, "calibration"))
+    chosen = np.sort(rng.choice(len(rows), min(config.calibration_rows, len(rows)), replace=False))
+    return torch.from_numpy(rows[chosen].astype(np.int64)).to(context.device)

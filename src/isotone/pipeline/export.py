@@ -1,0 +1,103 @@
+"""Models without a pipeline: export an arm, constrain a model into a folder, evaluate a model on documents."""
+
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.config import Data
+from isotone.config_io import load_experiment
+from isotone.constraint import Certificate, certify, constrain, fold
+from isotone.errors import BlockedError, UsageError
+from isotone.interruption import StopFlag
+from isotone.models import load_model, load_tokenizer, save_model
+from isotone.pipeline.arms import load_end, pinned_tokenizer
+from isotone.pipeline.context import Context
+from isotone.pipeline.graph import Graph
+from isotone.pipeline.record import standing
+from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.status import seed_of
+from isotone.training.budget import Budget
+
+
+def export_arm(folder: Path, arm: str, out: Path, checkpoint: str) -> Path:
+    """Write an arm's folded model and tokenizer as a plain folder, reloaded and compared before it is called done.
+
+    Raises:
+        UsageError: no such run, arm or checkpoint, or ``out`` is there already.
+        BlockedError: the arm is not complete.
+    """
+    run = RunDirectory.find(folder)
+    experiment = load_experiment(run.config)
+    graph, seed = Graph(experiment), seed_of(run)
+    if arm not in experiment.arms:
+        raise UsageError(f"{folder} has no arm {arm!r}; it has {', '.join(experiment.arms)}")
+    if checkpoint not in ("last", "best"):
+        raise UsageError(f"--checkpoint {checkpoint!r}: allowed are last and best")
+    end = graph.end_of(arm)
+    if (now := standing(run, graph, experiment, seed, end)).state != "complete":
+        raise BlockedError(f"{end} is {now.state} ({now.reason}); complete the run first: isotone run …")
+    context = Context(experiment, graph, run, seed, end, StopFlag(), Budget(), print)
+    save_model(load_end(context, arm, checkpoint), pinned_tokenizer(context), out)
+    return out
+
+
+def constrain_to_folder(source: str, out: Path, scope: str, parametrization: str, initialization: str) -> Certificate:
+    """Constrain a model, fold it, and write it with its certificate.
+
+    Raises:
+        UsageError: the model, the scope or the combination cannot be used; the reason is named.
+    """
+    model = load_model(source)
+    constraint = constrain(model, scope, parametrization, initialization, will_train=False)
+    fold(model)
+    certificate = certify(model, scope=constraint.scope)
+    save_model(model, load_tokenizer(source), out)
+    records.write_json(out / "certificate.json", certificate.to_dict())
+    return certificate
+
+
+def evaluate_documents(
+    source: str, documents: Path, text_field: str, out: Path | None, stop: StopFlag
+) -> dict[str, Any]:
+    """Measure perplexity and bits per byte of a model on the documents of a file.
+
+    Args:
+        source: the model.
+        documents: txt, jsonl(.gz, .zst) or parquet.
+        text_field: the field that holds the text.
+        out: folder for finished batches and the result; an interrupted evaluation continues there.
+        stop: read after each batch.
+    """
+    from tempfile import TemporaryDirectory
+
+    from isotone.data.corpora import open_corpus
+    from isotone.data.packing import separator_of
+    from isotone.evaluation import evaluate_perplexity, summarize
+
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    texts = list(open_corpus(Data(source=str(documents), text_field=text_field)).read(0))
+    tokenized = [_Tokenized(d.id, tokenizer(d.text, add_special_tokens=False)["input_ids"], d.text) for d in texts]
+    with TemporaryDirectory() as scratch:
+        folder = out or Path(scratch)
+        rows = evaluate_perplexity(
+            model,
+            tokenized,
+            context=min(getattr(model.config, "max_position_embeddings", 2048), 2048),
+            leading_token=separator_of(tokenizer),
+            work=records.JsonLines(folder / "evaluation.work.jsonl"),
+            identity={"model": source},
+            stop=stop,
+        )
+        result = {"schema": 1, **summarize(rows)}
+        if out:
+            records.write_json(out / "evaluation_results.json", result)
+    return result
+
+
+class _Tokenized:
+    """A document as the evaluation reads it."""
+
+    def __init__(self, name: str, tokens: list[int], text: str):
+        import numpy as np
+
+        self.id, self.tokens, self.num_bytes = name, np.array(tokens, np.int64), len(text.encode())

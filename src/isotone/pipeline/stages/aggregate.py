@@ -1,0 +1,95 @@
+"""Stage 7: everything that the run found, put together: figures, comparisons, computed conclusions, report."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.attacks import success_threshold, summarize
+from isotone.pipeline.arms import pinned_tokenizer
+from isotone.pipeline.context import Context
+from isotone.pipeline.graph import Node
+from isotone.pipeline.stages.hotflip import attacks
+from isotone.report import write_report
+from isotone.report.summary import summary_text, triggers_csv
+from isotone.report.texts import write_token_texts
+from isotone.result_models import AttackResults, EvaluationResults, to_json
+from isotone.results import BASELINE, ArmFindings, build_final_results
+
+Json = dict[str, Any]
+
+
+def run(context: Context) -> list[Path]:
+    """Write the result files and the report."""
+    threshold = success_threshold(_rows(context, Node("hotflip", BASELINE), "random_search"))
+    findings = {arm: _findings(context, arm, threshold) for arm in context.experiment.arms}
+    final = build_final_results(
+        context.experiment, context.seed, findings, threshold=threshold, margins=_margins(findings[BASELINE])
+    )
+    results = context.run.results
+    evaluation = {
+        arm: {"primary_checkpoint": f.primary_checkpoint, "checkpoints": dict(f.evaluation)}
+        for arm, f in findings.items()
+    }
+    hotflip = {arm: {"variants": dict(f.hotflip)} for arm, f in findings.items()}
+    triggers = {arm: dict(f.triggers or {}) for arm, f in findings.items()}
+    seed = context.seed
+    texts: dict[str, bytes] = {
+        "evaluation_results.json": records.dump_json(to_json(EvaluationResults(seed=seed, arms=evaluation))),
+        "hotflip_results.json": records.dump_json(to_json(AttackResults(seed=seed, attack="hotflip", arms=hotflip))),
+        "uat_results.json": records.dump_json(to_json(AttackResults(seed=seed, attack="triggers", arms=triggers))),
+        "learned_triggers.csv": triggers_csv(final).encode(),
+        "experiment_summary.txt": summary_text(final).encode(),
+        "final_results.json": records.dump_json(to_json(final)),
+    }
+    for name, data in texts.items():
+        records.write_bytes(results / name, data)
+    tokens = write_token_texts(context.run.root, _all_attack_rows(findings.values()), pinned_tokenizer(context))
+    report = write_report(context.run.root)
+    context.say(summary_text(final))
+    context.say(f"report: {report}")
+    return [tokens, *(results / name for name in texts)]
+
+
+def _findings(context: Context, arm: str, threshold: float | None) -> ArmFindings:
+    evaluation = _result(context, Node("evaluate", arm))
+    config = context.experiment.attacks.hotflip
+    rows = {
+        variant: _rows(context, Node("hotflip", arm), variant)
+        for variant, (split, _) in attacks(context.experiment, context.seed).items()
+        if split == "attack_test"
+    }
+    triggers = _result(context, Node("triggers", arm))["entry"]
+    return ArmFindings(
+        evaluation=evaluation["checkpoints"],
+        primary_checkpoint=evaluation["primary_checkpoint"],
+        evaluation_rows=_rows(context, Node("evaluate", arm)),
+        hotflip={
+            variant: summarize(found, threshold=threshold, published_success=config.published_success)
+            for variant, found in rows.items()
+        },
+        hotflip_rows=rows,
+        triggers=triggers,
+        trigger_rows=_rows(context, Node("triggers", arm)),
+        certificate=evaluation["certificate"],
+        training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
+    )
+
+
+def _margins(baseline: ArmFindings) -> dict[str, float]:
+    """Return δ: a tenth of what the attack does to the baseline on search documents, where that is known."""
+    entry = baseline.triggers or {}
+    best = [r for r in entry.get("restarts", ()) if r["restart"] == entry["best_restart"]]
+    return {"triggers": 0.1 * abs(best[0]["search_delta_nll"])} if best else {}
+
+
+def _rows(context: Context, node: Node, variant: str | None = None) -> list[Json]:
+    return records.JsonLines(context.run.documents(node, variant)).read()
+
+
+def _result(context: Context, node: Node) -> Json:
+    return records.read_json(context.run.node_result(node))
+
+
+def _all_attack_rows(findings: Iterable[ArmFindings]) -> list[Json]:
+    return [dict(row) for found in findings for rows in found.hotflip_rows.values() for row in rows]

@@ -1,0 +1,40 @@
+"""Stage 1: apply the non-negative parametrization, verify the effective weights, write the certificate."""
+
+from pathlib import Path
+
+from isotone import records
+from isotone.constraint import certify, fold
+from isotone.errors import IsotoneError
+from isotone.pipeline.arms import start_constrained
+from isotone.pipeline.context import Context
+from isotone.training import save_initial
+
+
+def run(context: Context) -> list[Path]:
+    """Publish the arm's starting point and what is proved about it.
+
+    Raises:
+        UsageError: scope, parametrization or initialization do not fit the model; the reason is named.
+        IsotoneError: the effective weights do not satisfy the constraint.
+    """
+    model, constraint = start_constrained(context, context.arm_name)
+    assert constraint is not None  # the graph has this node for constrained arms only
+    checkpoint = save_initial(
+        context.run.checkpoints(context.arm_name), model, constraint, identity={"start": context.inputs_hash}
+    )
+    certificate = certify(fold(model), scope=constraint.scope).to_dict()
+    if certificate["verdict"] == "violated":
+        raise IsotoneError(f"arm {context.arm_name} violates its constraint: {'; '.join(certificate['reasons'])}")
+    records.write_json(
+        context.run.node_result(context.node),
+        {
+            "schema": 1,
+            "arm": context.arm_name,
+            "scope": constraint.scope,
+            "parametrization": constraint.parametrization,
+            "initialization": constraint.initialization,
+            "constrained_weights": list(constraint.names),
+            "certificate": certificate,
+        },
+    )
+    return [checkpoint / records.MANIFEST, context.run.node_result(context.node)]

@@ -1,0 +1,64 @@
+"""Stage 6: HotFlip on one arm, in every method asked for, with the published attack and random edits beside it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.attacks import HotFlip, PublishedHotFlip, RandomEdits, run_documents
+from isotone.attacks.interface import DocumentAttack
+from isotone.config import Experiment
+from isotone.data.packed import open_packed
+from isotone.pipeline.arms import attacked_windows, attack_vocabulary, load_end, prefix_protocol
+from isotone.pipeline.context import Context
+from isotone.progress import ProgressBar
+
+
+def run(context: Context) -> list[Path]:
+    """Attack the held-out documents with every method, and the search documents at random for the success threshold."""
+    config, data = context.experiment.attacks, open_packed(context.run.data)
+    model = load_end(context, context.arm_name, config.checkpoint)
+    vocabulary, protocol = attack_vocabulary(context, model), prefix_protocol(context)
+    outputs, documents = list[Path](), dict[str, Any]()
+    for variant, (split, attack) in attacks(context.experiment, context.seed).items():
+        windows, num_short = attacked_windows(context, data, split)
+        documents[split] = {"attacked": len(windows), "too_short": num_short}
+        path = context.run.documents(context.node, variant)
+        with context.progress(len(windows), "document") as bar:
+            run_documents(
+                attack,
+                model,
+                vocabulary,
+                windows,
+                protocol,
+                log=records.JsonLines(path),
+                stop=context.stop,
+                batch_documents=config.batch_documents,
+                progress=partial(_show, bar, variant),
+            )
+        outputs.append(path)
+    records.write_json(
+        context.run.node_result(context.node), {"schema": 1, "arm": context.arm_name, "documents": documents}
+    )
+    return [*outputs, context.run.node_result(context.node)]
+
+
+def _show(bar: ProgressBar, variant: str, done: int, total: int) -> None:
+    bar.update(done, variant)
+
+
+def attacks(experiment: Experiment, seed: int) -> dict[str, tuple[str, DocumentAttack]]:
+    """Return every attack of the stage by variant, with the split that it attacks."""
+    config = experiment.attacks
+    found: dict[str, tuple[str, DocumentAttack]] = {
+        method: (
+            "attack_test",
+            HotFlip(flips=config.hotflip.flips, method=method, candidates=config.hotflip.candidates),
+        )
+        for method in config.hotflip.methods
+    }
+    found["published"] = ("attack_test", PublishedHotFlip(flips=config.hotflip.flips))
+    random = RandomEdits(flips=config.hotflip.flips, draws=config.random_draws, seed=seed)
+    found["random"] = ("attack_test", RandomEdits(flips=config.hotflip.flips, draws=1, seed=seed))
+    found["random_search"] = ("attack_search", random)
+    return found

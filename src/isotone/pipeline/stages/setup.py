@@ -1,0 +1,50 @@
+"""Stage 0: pin the model, pack the data; shared by all seeds of an experiment."""
+
+from pathlib import Path
+
+from isotone import records
+from isotone.data import prepare_data
+from isotone.errors import UsageError
+from isotone.models import load_tokenizer, pin_model
+from isotone.pipeline.context import Context
+from isotone.pipeline.slices import config_slice
+
+
+def run(context: Context) -> list[Path]:
+    """Pin the model's revision and hashes, then split, tokenize and pack the corpus.
+
+    Raises:
+        UsageError: the model or the corpus cannot be used, or another seed's setup stands for other settings.
+    """
+    config = context.experiment
+    _require_same_settings(context)
+    pin = pin_model(config.model)
+    if context.run.pinned_model.is_file() and records.read_json(context.run.pinned_model) != pin:
+        raise UsageError(
+            f"model.source {config.model.source}: its files are not the ones pinned in {context.run.pinned_model}; "
+            f"bring them back, or start over with --only setup --fresh"
+        )
+    records.write_json(context.run.pinned_model, pin)
+    tokenizer = load_tokenizer(config.model, pin=pin)
+    with context.progress(1, "corpus") as bar:
+        summary = prepare_data(
+            config.data,
+            tokenizer,
+            context.run.data,
+            max_context=pin["context"],
+            vocab_size=pin["vocab_size"],
+            stop=context.stop,
+        )
+        bar.update(1, f"{summary['fingerprint'][:12]}")
+    return [context.run.pinned_model, *sorted(p for p in context.run.data.iterdir() if p.is_file())]
+
+
+def _require_same_settings(context: Context) -> None:
+    """Refuse to pack other settings over what other seeds were trained on."""
+    settings, path = config_slice(context.experiment, context.seed, context.node), context.run.setup / "settings.json"
+    if path.is_file() and records.read_json(path) != settings:
+        raise UsageError(
+            f"{context.run.setup} was made for other values of model or data, and other seeds may use it; "
+            f"choose another name or --out, or set it aside: isotone run … --only setup --fresh"
+        )
+    records.write_json(path, settings)
