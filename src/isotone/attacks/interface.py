@@ -62,8 +62,8 @@ class DocumentAttack(ABC):
         ids_BL = torch.stack([torch.from_numpy(window.tokens) for window in windows])
         return {
             "clean_BL": ids_BL,
-            "current_BL": ids_BL,
-            "best_BL": ids_BL,
+            "current_BL": ids_BL.clone(),
+            "best_BL": ids_BL.clone(),
             "best_B": torch.full((len(windows),), torch.nan, dtype=torch.float64),
             "spent_B": torch.zeros(len(windows), dtype=torch.int64),
             "finite_B": torch.ones(len(windows), dtype=torch.bool),
@@ -87,7 +87,7 @@ def advance(state: State, edited_BL: Tensor, nats_B: Tensor | None, spent_B: Ten
     """
     spent_B = state["spent_B"] + spent_B
     if nats_B is None:
-        best_BL, best_B = edited_BL, state["best_B"]
+        best_BL, best_B = edited_BL.clone(), state["best_B"]  # no two share memory, or they cannot be saved
     else:
         better_B = nats_B > state["best_B"]
         best_BL = torch.where(better_B[:, None], edited_BL, state["best_BL"])

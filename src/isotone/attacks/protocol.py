@@ -17,8 +17,13 @@ OFFSETS: dict[str, tuple[int, int | None]] = {"0-7": (0, 8), "8-31": (8, 32), "3
 class Document(Interface):
     """What is attacked: anything with an id and token ids."""
 
-    id: str
-    tokens: np.ndarray
+    @property
+    def id(self) -> str:
+        """Name, unique among the documents."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Token ids, without BOS and EOS."""
 
 
 @dataclass(frozen=True)

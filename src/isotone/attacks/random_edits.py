@@ -52,7 +52,7 @@ class RandomEdits(DocumentAttack):
         spent_B = torch.full_like(state["spent_B"], forward_tokens(self.draws, problem.protocol.length))
         finite_B = deltas_BD.isfinite().all(dim=1)
         state = advance(state, drawn_BDL[:, 0], nats_B=None, spent_B=spent_B, finite_B=finite_B)
-        return state | {"best_B": drawn_BD[:, 0], "draw_deltas_BD": deltas_BD}
+        return state | {"draw_deltas_BD": deltas_BD}
 
     def _draw(self, problem: Problem, window: Window, draw: int) -> np.ndarray:
         generator = np.random.default_rng(stream_key(self.seed, f"random edits of {window.id}", draw))

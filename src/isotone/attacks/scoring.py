@@ -86,7 +86,7 @@ class Target:
             return _total(token_nll(self.model, ids, self.scored))
 
         with torch.no_grad():
-            return torch.cat(self._in_batches(len(ids_BL), evaluate))
+            return _concatenate_nats(self._in_batches(len(ids_BL), evaluate))
 
     def scores(self, ids_BL: Tensor) -> TokenScores:
         """Return the scores of all tokens but the first, on the CPU."""
@@ -165,7 +165,7 @@ class Target:
             return _total(token_nll(self.model, edited_NL[start:stop, first:], scored, past=cache))
 
         with torch.no_grad():
-            nats_N = torch.cat(self._in_batches(len(edited_NL), evaluate))
+            nats_N = _concatenate_nats(self._in_batches(len(edited_NL), evaluate))
         return torch.empty_like(nats_N).index_copy_(0, order_N, nats_N)
 
     def _in_batches(self, count: int, evaluate: Callable[[int, int], Any]) -> list[Any]:
@@ -186,6 +186,10 @@ class Target:
 
 def _total(nll_BT: Tensor) -> Tensor:
     return nll_BT.detach().cpu().double().sum(dim=1)
+
+
+def _concatenate_nats(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.float64), *parts])
 
 
 def _to_cpu(scores: TokenScores) -> TokenScores:

@@ -180,11 +180,11 @@ class UniversalTriggers:
         gradient = problem.target.gradient(sequences_BL)
         grad_KD = gradient.grad_BLD[:, layout.start : layout.start + self.length].sum(dim=0)
         candidates_NK = self._candidates(problem, trigger_K, grad_KD)
-        nats_N = problem.target.nats(layout.join(candidates_NK, texts_BT)).view(len(candidates_NK), -1).sum(dim=1)
-        nats_N = nats_N.nan_to_num(nan=-math.inf, posinf=-math.inf)
-        best = int((nats_N == nats_N.max()).nonzero()[0])
-        if float(nats_N[best]) > float(gradient.nats_B.sum()):
-            trigger_K = candidates_NK[best]
+        nats_N = problem.target.nats(layout.join(candidates_NK, texts_BT)).view(-1, len(texts_BT)).sum(dim=1)
+        best_nats = float(gradient.nats_B.sum())
+        for index, nats in enumerate(nats_N.tolist()):
+            if best_nats < nats < math.inf:
+                best_nats, trigger_K = nats, candidates_NK[index]
         length = sequences_BL.shape[1]
         spent = gradient_tokens(len(texts_BT), length) + forward_tokens(len(candidates_NK) * len(texts_BT), length)
         running = running | {"iteration": running["iteration"] + 1, "trigger_ids": trigger_K.tolist()}
