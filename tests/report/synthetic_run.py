@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from isotone import records
+from isotone.attacks import summary as attack_summary
 from isotone.config import Experiment
 from isotone.evaluation import summarize
 from isotone.result_models import to_json
@@ -20,6 +21,22 @@ _VERSES = (
     "be light , ” and there was light . God saw the light , and saw that it was good ."
 )
 TEXT = _VERSES.split()
+THRESHOLD = 0.12
+_SEARCH: dict[str, Any] = {
+    "best": 1,
+    "finished": [
+        {
+            "restart": restart,
+            "trigger_ids": [1, 2, 3 + restart],
+            "initial_ids": [5, 6, 7],
+            "search_nll": 3.5 + restart / 10,
+            "initial_search_nll": 3.4,
+        }
+        for restart in (0, 1)
+    ],
+    "spent_tokens": 780_000,
+    "clean_search_nll": 3.3,
+}
 NOT_FINITE = "the loss of the clean text is not a finite number"
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -75,7 +92,7 @@ def write_run(
         if ARMS[arm].get("train", True):
             records.JsonLines(run / "metrics" / f"train.{arm}.jsonl").append(*_metrics(arm))
         _write_record(run, f"hotflip.{arm}")
-    results = build_final_results(experiment, 42, findings, threshold=0.12, margins={"hotflip": 0.03})
+    results = build_final_results(experiment, 42, findings, threshold=THRESHOLD, margins={"hotflip": 0.03})
     records.write_json(run / "results" / "final_results.json", to_json(results))
     if tokens:
         write_token_texts(run, all_rows, tokenizer)
@@ -119,6 +136,9 @@ def hotflip_rows(
                 },
                 "top1": {"clean": 6, "attacked": 5},
                 "spent_tokens": 16_000,
+                "progress": [
+                    [4_000 * n, math.fsum(clean.tolist()) + math.fsum(rise.tolist()) * n / 4] for n in range(5)
+                ],
                 "round_trip": True,
                 "text_space": None,
                 "published_accounting": {
@@ -138,22 +158,16 @@ def trigger_rows(arm: str, num_documents: int) -> list[dict[str, Any]]:
     """Return rows of the universal trigger."""
     rows = hotflip_rows(arm, "once", num_documents, Words())
     extra = {"shift_deltas": [0.05] * 8, "random_deltas": [0.08] * 8, "initial_delta": 0.1}
-    return [{**row, "attack": "triggers", "variant": "universal", **extra} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k != "progress"} | {"attack": "triggers", "variant": "universal"} | extra
+        for row in rows
+    ]
 
 
 def _findings(arm: str, rows: Mapping[str, Any], triggers: Sequence[Any]) -> ArmFindings:
     evaluation_rows = _evaluation_rows(arm)
-    entries = {variant: _entry(of_variant) for variant, of_variant in rows.items()}
-    trigger = _entry(triggers) | {
-        "delta_shift": 0.05,
-        "delta_random": 0.08,
-        "delta_minus_shift": 0.18,
-        "delta_minus_random": 0.15,
-        "delta_initial": 0.1,
-        "trigger_ids": [1, 2, 3],
-        "trigger_text": " light waters said",
-        "restarts": [],
-    }
+    entries = {v: attack_summary.summarize(of_variant, threshold=THRESHOLD) for v, of_variant in rows.items()}
+    trigger = attack_summary.summarize_triggers(triggers, _SEARCH, cast(Any, Words()), threshold=THRESHOLD)
     constrained = "constraint" in ARMS[arm]
     return ArmFindings(
         evaluation={"last": summarize(evaluation_rows)},
@@ -176,38 +190,6 @@ def _findings(arm: str, rows: Mapping[str, Any], triggers: Sequence[Any]) -> Arm
         },
         training={"step": 60, "total_steps": 60} if ARMS[arm].get("train", True) else None,
     )
-
-
-def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    ok = [row for row in rows if row["status"] == "ok"]
-    tokens = sum(row["scored_tokens"] for row in ok)
-    deltas = sorted(row["delta_nats"] / row["scored_tokens"] for row in ok)
-    curve = [[round(tau, 2), sum(d > tau for d in deltas) / len(deltas)] for tau in np.arange(0, 1.2, 0.05)]
-    return {
-        "attack": rows[0]["attack"],
-        "variant": rows[0]["variant"],
-        "protocol": "prefix_continuation",
-        "n": len(ok),
-        "missing": {NOT_FINITE: len(rows) - len(ok)},
-        "delta_nll": sum(row["delta_nats"] for row in ok) / tokens,
-        "clean_nll": sum(sum(row["clean_nll"]) for row in ok) / tokens,
-        "attacked_nll": sum(sum(row["attacked_nll"]) for row in ok) / tokens,
-        "success_rate": sum(d > 0.12 for d in deltas) / len(deltas),
-        "threshold": 0.12,
-        "success_curve": curve,
-        "top1": {"clean": 0.375, "attacked": 0.3125},
-        "delta_by_offset": {"gap": 0.2, "0-7": 0.4, "8-31": 0.1},
-        "spent_tokens": 16_000 * len(ok),
-        "edits_per_document": 3.0,
-        "round_trip": {"survived": len(ok), "changed": 0, "text_space_delta_nll": None},
-        "published_accounting": {
-            "success_rate": 0.7,
-            "degradation": 0.3,
-            "clean": 3.3,
-            "attacked": 4.0,
-            "threshold": 0.15,
-        },
-    }
 
 
 def _evaluation_rows(arm: str) -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ def attack_table(run: RunFiles, attack: str) -> Table:
         "Δ, nats per token [95\u00a0%]",
         "Success [95\u00a0%]",
         "Top-1, clean → attacked",
+        "Δ through text",
         "Tokens spent",
     ]
     rows, thresholds = [], set()
@@ -75,6 +76,7 @@ def attack_table(run: RunFiles, attack: str) -> Table:
                     _value(run.attacked(arm, "delta_nll", attack, variant)),
                     _success(success) if success else share(entry.get("success_rate")),
                     _top1(entry.get("top1")),
+                    _through_text(entry.get("text_space")),
                     count(entry.get("spent_tokens")),
                 ]
             )
@@ -131,7 +133,7 @@ def triggers_table(run: RunFiles) -> Table:
             rows.append(
                 [
                     arm,
-                    str(entry.get("trigger_text", MISSING)),
+                    str(entry.get("trigger_text") or MISSING),
                     signed(entry.get("delta_nll")),
                     signed(entry.get("delta_minus_shift")),
                     signed(entry.get("delta_minus_random")),
@@ -139,6 +141,25 @@ def triggers_table(run: RunFiles) -> Table:
                 ]
             )
     return Table("Universal triggers on held-out documents, nats per token", columns, rows, frozenset({0, 1}))
+
+
+def restarts_table(run: RunFiles) -> Table:
+    """Every restart of each arm's trigger search: one trigger is one draw."""
+    rows = []
+    for arm in run.arms:
+        for variant in run.variants("triggers"):
+            for restart in run.entry(arm, "triggers", variant).get("restarts") or ():
+                rows.append(
+                    [
+                        f"{arm}, {restart['restart']}",
+                        str(restart["initial_text"]),
+                        str(restart["trigger_text"]),
+                        signed(restart["initial_search_delta_nll"]),
+                        signed(restart["search_delta_nll"]),
+                    ]
+                )
+    columns = ["Arm, restart", "First trigger", "Found trigger", "Δ first, search", "Δ found, search"]
+    return Table("Restarts of the trigger search, on search documents", columns, rows, frozenset({0, 1, 2}))
 
 
 def comparisons_table(run: RunFiles, *, declared: bool) -> Table:
@@ -271,7 +292,14 @@ def _success(measurement: Mapping[str, Any]) -> str:
 
 
 def _top1(shares: Mapping[str, float] | None) -> str:
-    return f"{share(shares['clean'])} → {share(shares['attacked'])}" if shares else MISSING
+    if not shares or shares["clean"] is None:
+        return MISSING
+    return f"{share(shares['clean'])} → {share(shares['attacked'])}"
+
+
+def _through_text(found: Mapping[str, Any] | None) -> str:
+    """Return Δ once the attacked texts are decoded and encoded again, and how many of them that changes."""
+    return f"{signed(found['delta_nll'])} ({count(found['changed'])} changed)" if found else MISSING
 
 
 def _comparison_name(comparison: Mapping[str, Any]) -> str:

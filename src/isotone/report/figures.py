@@ -38,6 +38,8 @@ _STYLE: Any = {
     "xtick.labelcolor": _TEXT,
     "ytick.labelcolor": _TEXT,
     "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "path.simplify": False,
     "text.parse_math": False,
 }
@@ -168,13 +170,13 @@ def _figure(name: str, width_in: float, height_in: float, x_label: str) -> Itera
     rendered: list[str] = []
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
-        FigureCanvasSVG(figure)
+        canvas = FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.set_xlabel(x_label)
         yield axes, lambda: rendered[0]
         file = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+        canvas.print_svg(file, metadata=metadata)  # draws once; savefig draws twice
         rendered.append(_inline(file.getvalue(), name))
 
 

@@ -65,10 +65,11 @@ class RunFiles:
         return tuple(dict.fromkeys(variant for arm in self.arms for variant in self.entries(arm, attack)))
 
     def primary_variants(self, attack: str) -> tuple[str, ...]:
-        """The variants that have a figure in the primary protocol."""
-        return tuple(
-            v for v in self.variants(attack) if any("delta_nll" in self.entry(a, attack, v) for a in self.arms)
-        )
+        """The variants that are scored in the primary protocol, with figures or without."""
+        return tuple(v for v in self.variants(attack) if any(map(_is_primary, self._of_arms(attack, v))))
+
+    def _of_arms(self, attack: str, variant: str) -> list[Json]:
+        return [entry for arm in self.arms if (entry := self.entry(arm, attack, variant))]
 
     def measurement(self, arm: str, metric: str, attack: str | None = None, variant: str | None = None) -> Json:
         """The measurement of an arm's metric, for an attack in its primary protocol; empty if there is none."""
@@ -95,3 +96,8 @@ class RunFiles:
         """Yield each node's name with what its record says, by name."""
         for path in sorted((self.root / "records").glob("*.json")):
             yield path.stem, records.read_json(path)
+
+
+def _is_primary(entry: Json) -> bool:
+    """Say whether an entry has a primary figure, or none only because every document is missing."""
+    return entry["delta_nll"] is not None or not entry["n"]

@@ -70,10 +70,12 @@ def _attacks(run: RunFiles) -> Section:
                 caption = f"{name}: rise of the loss, with its 95 % interval"
                 plots.append(_interval_figure(f"rise of {name}", found, "Δ, nats per scored token", caption, zero=True))
             plots += _success_figure(run, attack, variant)
+            plots += _progress_figure(run, attack, variant)
         if run.primary_variants(attack):
             tables.append(content.attack_table(run, attack))
     tables += [t for t in (content.triggers_table(run), content.offsets_table(run)) if t.rows]
-    return Section("attacks", "What attacks do", figures=plots, tables=tables, more=[content.published_table(run)])
+    more = [t for t in (content.restarts_table(run), content.published_table(run)) if t.rows]
+    return Section("attacks", "What attacks do", figures=plots, tables=tables, more=more)
 
 
 def _texts(run: RunFiles) -> Section:
@@ -196,6 +198,21 @@ def _success_figure(run: RunFiles, attack: str, variant: str) -> list[Figure]:
         f"{name}: share of documents whose loss rose by more than a threshold; τ is the one in the tables.{absent}"
     )
     return [Figure(svg, caption, f"Success of {name} by threshold")]
+
+
+def _progress_figure(run: RunFiles, attack: str, variant: str) -> list[Figure]:
+    lines = []
+    for number, arm in enumerate(run.arms):
+        rounds = run.entry(arm, attack, variant).get("progress") or []
+        if len(rounds) > 2:  # an attack in one shot has no course
+            spent, deltas = zip(*_thinned(rounds), strict=True)
+            lines.append(Curve(arm, number, spent, deltas))
+    if not lines:
+        return []
+    name = content.attack_name(attack, variant)
+    svg = figures.curves(f"course of {name}", lines, "tokens spent a document", "Δ so far, nats per scored token")
+    caption = f"{name}: what the attack has reached by what it has spent.{_absent(run, {line.label for line in lines})}"
+    return [Figure(svg, caption, f"Course of {name}. {_ends(lines)}")]
 
 
 def _ends(lines: Iterable[Curve]) -> str:
