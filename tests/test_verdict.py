@@ -78,10 +78,11 @@ def test_no_word_on_robustness_while_clean_losses_differ(clean: float) -> None:
         assert f"{better} brought to the clean loss of {worse} (a matched_loss control)" in conclusion.sentence
 
 
-def test_the_widest_clean_difference_decides() -> None:
+@pytest.mark.parametrize("far", [0.1, -0.1])
+def test_the_widest_clean_difference_decides(far: float) -> None:
     values = noise(1)
-    near, far = compared(CLEAN, 3 + values, 3 + values), compared(Key("nll"), 3.1 + values, 3 + values)
-    for losses in ([near, far], [far, near]):
+    scored, test_text = compared(CLEAN, 3 + values, 3 + values), compared(Key("nll"), 3 + far + values, 3 + values)
+    for losses in ([scored, test_text], [test_text, scored]):
         conclusion = conclude_robustness(compared(DELTA, 0.1 + values, 0.4 + noise(2)), losses)
         assert conclusion.verdict == "not_concluded"
         assert "on the test text" in conclusion.sentence
@@ -107,6 +108,11 @@ def test_equivalence_needs_the_whole_interval_inside_the_margin() -> None:
     conclusion, _ = both_ways(0.300, 0.300, margin=0.03)
     assert conclusion.equivalent is True
     assert "within the margin of ±0.030" in conclusion.sentence
+    low, high = compared(DELTA, 0.3 + noise(1), 0.3 + noise(2))["ci90"]
+    outside, _ = both_ways(
+        0.300, 0.300, margin=(max(-low, high) + abs(low + high) / 2) / 2
+    )  # difference in, interval out
+    assert outside.equivalent is False
 
 
 def test_a_corrected_p_can_take_a_statement_back() -> None:

@@ -138,9 +138,10 @@ def test_a_model_that_returns_nan_is_missing_and_not_a_figure(tmp_path: Path) ->
             logits[input_ids == 7] = torch.nan
             return SimpleNamespace(logits=logits[:, logits_to_keep])
 
-    documents = texts(5, 5)
-    documents[0].tokens[:] = [1, 2, 7, 3, 4]
-    documents[1].tokens[:] = [1, 2, 3, 3, 4]
+    documents = texts(30, 5)  # of the first, only one of several windows is broken
+    for document in documents:
+        document.tokens[document.tokens == 7] = 8
+    documents[0].tokens[2] = 7
     summary = summarize(rows_of(Broken(), documents, tmp_path))
     assert summary["missing"] == [{"id": "d0", "reason": "the model returned a loss that is not finite"}]
     assert (summary["num_documents"], summary["num_tokens"]) == (1, 5)
