@@ -35,11 +35,13 @@ new_enough() {
 
 # Make sure that the environment holds isotone with the given extras; quick where nothing has changed.
 ensure_venv() {
-    local extras=$1 stamp="$VENV/.isotone-$1" python wanted
+    local extras=$1 stamp python wanted
     wanted=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)" $ROOT"
-    if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
-        return
-    fi
+    for stamp in "$VENV/.isotone-$extras"*; do # an environment with more extras will do
+        if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+            return
+        fi
+    done
     if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         python=$(find_python) || exit 1
         "$python" -c 'import venv, ensurepip' 2>/dev/null ||
@@ -51,5 +53,5 @@ ensure_venv() {
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
         --constraint "$ROOT/constraints.txt" --editable "$ROOT[$extras]" ||
         fail "the installation failed (see above); the package index must be reachable. Run the same command again"
-    echo "$wanted" >"$stamp"
+    echo "$wanted" >"$VENV/.isotone-$extras"
 }

@@ -66,6 +66,13 @@ def test_the_first_start_installs_the_pinned_packages_and_the_second_does_not(ch
     assert len(_calls(checkout, "pip install")) == 1
 
 
+def test_an_environment_with_the_test_tools_will_do_for_a_run(checkout: Path) -> None:
+    _run(checkout, "run_tests.sh", "quick")
+    _run(checkout, "run_all.sh")
+    (install,) = _calls(checkout, "pip install")
+    assert install.endswith("[pocket,gguf,dev]")
+
+
 def test_changed_pins_are_installed(checkout: Path) -> None:
     _run(checkout, "run_all.sh")
     with open(checkout / "constraints.txt", "a") as file:
