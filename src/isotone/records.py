@@ -259,14 +259,17 @@ def remove_directory(path: Path | str) -> None:
     path = Path(path)
     doomed = path.with_name(f".{path.name}.removed")
     sweep_directory(doomed)
-    os.rename(path, doomed)
-    shutil.rmtree(doomed)
+    with _storage_errors(path):
+        os.rename(path, doomed)
+    sweep_directory(doomed)
 
 
 def sweep_directory(path: Path | str) -> None:
     """Remove what a kill left behind; nothing happens where it is not there."""
-    if Path(path).exists():
-        shutil.rmtree(path)
+    path = Path(path)
+    with _storage_errors(path):
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def set_aside(path: Path | str) -> Path:
@@ -275,8 +278,9 @@ def set_aside(path: Path | str) -> Path:
     number = 1
     while (target := path.with_name(f"{path.name}.set-aside-{number}")).exists():
         number += 1
-    os.rename(path, target)
-    sync_folder(path.parent)
+    with _storage_errors(path):
+        os.rename(path, target)
+        sync_folder(path.parent)
     return target
 
 
