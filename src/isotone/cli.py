@@ -295,4 +295,3 @@ def version(debug: DebugOption = False) -> None:
     from isotone.environment import provenance
 
     print(json.dumps(provenance(Path.cwd()), indent=1))
-

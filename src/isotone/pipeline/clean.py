@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+from isotone.errors import BlockedError
 from isotone.pipeline.lease import holder
 from isotone.pipeline.run_directory import RunDirectory
-from isotone.errors import BlockedError
 
 
 def clean_run(folder: Path, *, remove: bool) -> list[str]:

@@ -6,11 +6,11 @@ They decide bits. A resume that would change one is refused; a resume that says 
 from pathlib import Path
 from typing import Any
 
+from isotone import records
 from isotone.config import Experiment
 from isotone.config_io import dump_yaml, load_experiment
 from isotone.errors import UsageError
 from isotone.pipeline.run_directory import RunDirectory
-from isotone import records
 
 _DECIDED = (("runtime", "device"), ("runtime", "threads"), ("training", "precision"), ("model", "attention"))
 

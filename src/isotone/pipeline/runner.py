@@ -165,9 +165,7 @@ def _stage(node: Node) -> Stage:
 def _prepare_torch(experiment: Experiment, seed: int) -> None:
     from isotone import determinism
 
-    determinism.prepare(
-        seed, determinism.resolve_threads(experiment.runtime.threads), device=experiment.runtime.device
-    )
+    determinism.prepare(seed, determinism.resolve_threads(experiment.runtime.threads), device=experiment.runtime.device)
 
 
 def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:

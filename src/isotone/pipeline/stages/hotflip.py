@@ -9,7 +9,7 @@ from isotone.attacks import HotFlip, PublishedHotFlip, RandomEdits, run_document
 from isotone.attacks.interface import DocumentAttack
 from isotone.config import Experiment
 from isotone.data.packed import open_packed
-from isotone.pipeline.arms import attacked_windows, attack_vocabulary, load_end, prefix_protocol
+from isotone.pipeline.arms import attack_vocabulary, attacked_windows, load_end, prefix_protocol
 from isotone.pipeline.context import Context
 from isotone.progress import ProgressBar
 

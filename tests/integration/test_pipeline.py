@@ -1,0 +1,173 @@
+"""The promises of `isotone run`, through the command line, on a real model."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from isotone import records
+from isotone.result_models import PUBLISHED, json_schema
+
+from .conftest import SHORT, isotone, run
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from kill_campaign import campaign, differences
+
+pytestmark = pytest.mark.integration
+RUN = Path("pocket-quick/seed-42")
+
+
+def _copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "runs"))
+
+
+def test_an_uninterrupted_run_leaves_every_file_of_the_contract(finished: Path) -> None:
+    root = finished / RUN
+    results = ["evaluation_results.json", "uat_results.json", "learned_triggers.csv", "hotflip_results.json"]
+    results += ["final_results.json", "experiment_summary.txt"]
+    assert all((root / "results" / name).is_file() for name in results)
+    assert (root / "report.html").is_file()
+    assert {p.stem for p in (root / "records").glob("*.json")} >= {"setup", "train.baseline", "aggregate"}
+    for name in PUBLISHED:
+        jsonschema.validate(records.read_json(root / "results" / f"{name}.json"), json_schema(name))
+
+
+def test_results_contain_no_time_host_path_or_process(finished: Path, tmp_path: Path) -> None:
+    """The same experiment elsewhere, later and in another process gives the same bytes."""
+    again = tmp_path / "elsewhere"
+    assert run(again).returncode == 0
+    assert differences(finished, again) == []
+
+
+def test_a_complete_run_is_not_done_again(finished: Path, tmp_path: Path) -> None:
+    out = _copy(finished, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.json")}
+    assert run(out).returncode == 0  # also shows that a run can be moved
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.json")} == before
+
+
+def test_kills_at_random_moments_change_no_byte(finished: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "isotone", "run", "pocket-quick", *SHORT]
+    landed = campaign(command, finished, tmp_path / "killed", per_phase=1, rng=random.Random(3))
+    assert {key.split()[1] for key in landed if key.startswith("SIGKILL")} == {
+        "training",
+        "save",
+        "evaluation",
+        "attack",
+    }
+    assert differences(finished, tmp_path / "killed") == []
+
+
+def test_a_checkpoint_without_an_optimizer_moment_is_found_out(finished: Path, tmp_path: Path) -> None:
+    """The comparison that the kill test rests on sees one lost moment."""
+    out = _copy(finished, tmp_path)
+    path = next(out.rglob("step-*/optimizer*.safetensors"))
+    moments = load_file(path)
+    name = next(n for n in moments if n.endswith("exp_avg"))
+    save_file(moments | {name: np.zeros_like(moments[name])}, path)
+    assert any("optimizer" in line for line in differences(finished, out))
+
+
+def test_two_halves_of_an_epoch_equal_one(finished: Path, tmp_path: Path) -> None:
+    """training.epochs is .01: four steps an arm; budgets of .005 and of a third of it stop inside."""
+    out, codes = tmp_path / "halves", []
+    while not codes or codes[-1] == 75:
+        done = run(out, "--max-epochs-per-run", "0.0033")
+        codes.append(done.returncode)
+        if codes[-1] == 75:
+            assert "PARTIAL" in done.stderr
+            assert "again" in done.stderr
+            assert not (out / RUN / "records" / "aggregate.json").exists()
+    assert codes[-1] == 0
+    assert len(codes) > 2
+    assert differences(finished, out) == []
+
+
+def test_a_stage_whose_input_is_missing_is_blocked_and_names_it(tmp_path: Path) -> None:
+    done = run(tmp_path, "--only", "hotflip")
+    assert done.returncode == 4
+    assert "hotflip.baseline needs setup, which is absent" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_changed_configuration_is_refused_and_named(finished: Path, tmp_path: Path) -> None:
+    out = _copy(finished, tmp_path)
+    done = run(out, "--set", "training.lr=1e-3")
+    assert done.returncode == 2
+    assert "training.lr was 0.0005, is now 0.001" in done.stderr
+
+
+def test_a_changed_result_is_never_reused_silently(finished: Path, tmp_path: Path) -> None:
+    out = _copy(finished, tmp_path)
+    rows = out / RUN / "results/documents/hotflip.baseline.once.jsonl"
+    rows.write_text(rows.read_text().replace("1", "2", 1))
+    done = run(out)
+    assert done.returncode == 4
+    assert "hotflip.baseline.once.jsonl" in done.stderr
+
+
+def test_fresh_sets_aside_and_repeats(finished: Path, tmp_path: Path) -> None:
+    out = _copy(finished, tmp_path)
+    assert run(out, "--only", "evaluate", "--fresh").returncode == 0
+    assert list((out / RUN / "records").glob("evaluate.baseline.json.set-aside-1"))
+    assert differences(finished, out) == []
+
+
+def test_a_second_process_on_the_same_node_is_told_who_holds_it(tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-m", "isotone", "run", "pocket-quick", "--out", tmp_path, *SHORT],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        lease = tmp_path / "pocket-quick/setup/leases/setup.json"
+        deadline = time.monotonic() + 120
+        while not lease.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(first.pid, 19)  # SIGSTOP: it stays in setup
+        second = run(tmp_path)
+        assert second.returncode == 4
+        assert f"process {first.pid} on " in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_another_seed_shares_the_setup_and_trains_on_its_own(finished: Path, tmp_path: Path) -> None:
+    out = _copy(finished, tmp_path)
+    fingerprint = records.read_json(out / "pocket-quick/setup/data/dataset.json")["fingerprint"]
+    assert run(out, "--until", "train_baseline", EXPERIMENT_SEED="7").returncode == 0
+    assert records.read_json(out / "pocket-quick/setup/data/dataset.json")["fingerprint"] == fingerprint
+    train = "records/train.baseline.json"
+    seven, fortytwo = (records.read_json(out / f"pocket-quick/seed-{s}" / train) for s in (7, 42))
+    assert seven["inputs"] == fortytwo["inputs"]
+    assert seven["outputs"] != fortytwo["outputs"]
+
+
+def test_status_and_why_say_how_a_run_stands(finished: Path, tmp_path: Path) -> None:
+    rows = json.loads(isotone("status", finished / RUN, "--json").stdout)
+    assert {row["state"] for row in rows} == {"complete"}
+    out = _copy(finished, tmp_path)
+    (out / RUN / "records/train.monotonic.json").unlink()
+    assert "train.monotonic" in isotone("why", out / RUN).stdout
+
+
+def test_an_exported_arm_loads_without_isotone_and_is_monotone(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "exported"
+    assert isotone("export", finished / RUN, "monotonic", folder).returncode == 0
+    check = (
+        "import sys; from transformers import AutoModelForCausalLM as M; m = M.from_pretrained(sys.argv[1]);"
+        "assert min(p.min() for n, p in m.named_parameters() if 'mlp.dense' in n and n.endswith('weight')) >= 0;"
+        "assert 'isotone' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", check, folder]).returncode == 0
+    assert json.loads(isotone("certify", folder, "--json").stdout)["verdict"] in ("vacuous", "empirical")
