@@ -56,7 +56,7 @@ _GPT = {
 _OPT = {k: v for k, v in _PLAIN.items() if k != "intermediate_size"} | {"ffn_dim": 32, "dropout": 0.0}
 _GROUPED = _PLAIN | {"num_key_value_heads": 1}
 
-MODELS: dict[str, tuple[type, type[PreTrainedModel], dict]] = {
+MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, _PLAIN),
     "gpt_neox_sequential": (GPTNeoXConfig, GPTNeoXForCausalLM, _PLAIN | {"use_parallel_residual": False}),
     "gpt2": (GPT2Config, GPT2LMHeadModel, _GPT),
@@ -76,7 +76,7 @@ MODELS: dict[str, tuple[type, type[PreTrainedModel], dict]] = {
 LAYER_NORM = ("gpt_neox", "gpt_neox_sequential", "gpt2", "opt", "opt_post_norm", "phi", "gptj", "bloom")
 
 
-def tiny_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> Any:
+def tiny_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
     """Return a random model in eval mode whose norms have random positive gains and random biases."""
     config_class, model_class, arguments = MODELS[name]
     torch.manual_seed(seed)

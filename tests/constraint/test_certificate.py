@@ -14,7 +14,7 @@ from isotone.constraint.witness import find_witness
 from isotone.models import save_model
 
 
-def monotone(name: str, scope: str = "mlp_both", **changes: object) -> Any:
+def monotone(name: str, scope: str = "mlp_both", **changes: Any) -> Any:
     """Return a folded model whose constrained weights are |W|, of a size that drives units into an activation's dip."""
     changes = {"init_std" if name.startswith("opt") else "initializer_range": 0.5} | changes
     model = tiny_model(name, **changes)
@@ -27,7 +27,7 @@ def mixed_gains(model: Any) -> Any:
     with torch.no_grad():
         for norm in trace_norms(model, feed_forwards(model), probe_tokens(model)):
             assert isinstance(norm, Norm)
-            norm.module.get_parameter("weight")[::2] *= -1
+            norm.module.get_parameter("weight")[::3] *= -1  # unbalanced: the signs alone sum to no 0
     return model
 
 

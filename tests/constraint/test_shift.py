@@ -121,8 +121,9 @@ def test_shift_is_refused_where_a_bias_of_the_norm_cannot_be_compensated() -> No
     ],
 )
 def test_shift_is_refused_for_training_with_dropout_but_not_without_training(name: str, key: str, place: str) -> None:
-    refused(tiny_model(name, **{key: 0.1}), f"{place}.* has dropout 0.1 in training")
-    model = tiny_model(name, torch.float64, **{key: 0.1})
+    changes: Any = {key: 0.1}
+    refused(tiny_model(name, **changes), f"{place}.* has dropout 0.1 in training")
+    model = tiny_model(name, torch.float64, **changes)
     before = logits(model)
     constrain(model, "mlp_both", "projection", "shift", will_train=False)
     assert (logits(model) - before).abs().max() <= 1e-9

@@ -41,18 +41,15 @@ def write_gguf(path: Path) -> None:
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
-    for add, value in (
-        (writer.add_context_length, 64),
-        (writer.add_embedding_length, 32),
-        (writer.add_block_count, 1),
-        (writer.add_feed_forward_length, 64),
-        (writer.add_head_count, 2),
-        (writer.add_head_count_kv, 2),
-        (writer.add_rope_dimension_count, 16),
-        (writer.add_layer_norm_rms_eps, 1e-5),
-        (writer.add_vocab_size, 64),
-    ):
-        add(value)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(64)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"w{i}" for i in range(64)])
     writer.add_token_merges(["w 0"])
