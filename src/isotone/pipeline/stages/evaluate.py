@@ -57,5 +57,5 @@ def _evaluate(context: Context, name: str, folder: Path | None) -> dict[str, Any
     if name == context.experiment.attacks.checkpoint:
         records.write_bytes(context.run.documents(context.node), records.dump_json_lines(rows))
     constraint = context.arm.constraint
-    certificate = certify(model, scope=constraint.scope if constraint else None).to_dict()
+    certificate = certify(model, scope=constraint.scope).to_dict() if constraint else None
     return {"checkpoint": folder.name if folder else "start", "certificate": certificate, **summarize(rows)}
