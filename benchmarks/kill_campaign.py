@@ -2,9 +2,9 @@
 
     python benchmarks/kill_campaign.py --per-phase 10
 
-Phases: training, save (a checkpoint half written), evaluation, attack. Each restart is the same command. At the end the
-results must be equal byte for byte, checkpoints tensor for tensor, and every partial run must have exited with 75 (asked
-to stop) or by the signal (killed). Exit code 1 names the first difference.
+Phases: training, save (a checkpoint half written), evaluation, attack. Each restart is the same command. At the end all
+results and checkpoints must be equal byte for byte, and every partial run must have exited with 75 (asked to stop) or by
+the signal (killed). Exit code 1 names the differences.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def phase_now(folder: Path) -> str | None:
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """Compare two run folders byte for byte (equal safetensors are equal tensors); returns a line for each difference."""
+    """Compare two run folders byte for byte; returns a line for each difference."""
     ours = {p.relative_to(killed) for p in killed.rglob("*") if p.is_file() and compared(p.relative_to(killed))}
     theirs = {p.relative_to(whole) for p in whole.rglob("*") if p.is_file() and compared(p.relative_to(whole))}
     problems = [f"only in one of the runs: {p}" for p in sorted(ours ^ theirs)]

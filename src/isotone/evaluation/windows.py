@@ -24,9 +24,17 @@ LOGIT_ELEMENTS = 1 << 28
 class Document(Protocol):
     """What is needed of a held-out document: its id, its tokens without special ones, and its size in UTF-8."""
 
-    id: str
-    tokens: np.ndarray
-    num_bytes: int
+    @property
+    def id(self) -> str:
+        """Name of the document."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Token ids, integers [num_tokens]."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its text."""
 
 
 @dataclass(frozen=True)

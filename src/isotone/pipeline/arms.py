@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
@@ -26,7 +27,7 @@ def load_pretrained(context: Context) -> PreTrainedModel:
     """
     pin = records.read_json(context.run.pinned_model)
     model = load_model(context.experiment.model, pin=pin)
-    model.to(torch.device(context.device))
+    nn.Module.to(model, torch.device(context.device))
     return model
 
 
@@ -107,7 +108,7 @@ def prefix_protocol(context: Context) -> PrefixProtocol:
 
 def attack_vocabulary(context: Context, model: PreTrainedModel) -> Vocabulary:
     """Return the tokens that attacks may write."""
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    num_embeddings = int(model.get_input_embeddings().weight.size(0))  # type: ignore[operator, union-attr]
     return Vocabulary.from_tokenizer(pinned_tokenizer(context), num_embeddings)
 
 

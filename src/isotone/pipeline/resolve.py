@@ -3,7 +3,6 @@
 They decide bits. A resume that would change one is refused; a resume that says ``auto`` takes what was decided.
 """
 
-from pathlib import Path
 from typing import Any
 
 from isotone import records
@@ -23,7 +22,7 @@ def resolve(experiment: Experiment, run: RunDirectory) -> Experiment:
     """
     before = load_experiment(str(run.config), []) if run.config.is_file() else None
     resolved = _resolved_as(experiment, before) if before else _resolved_here(experiment)
-    text = dump_yaml(resolved)
+    text = dump_yaml(resolved, defaults=True)
     if not run.config.is_file() or run.config.read_text() != text:
         records.write_text(run.config, text)
     return resolved
@@ -62,8 +61,3 @@ def _with(experiment: Experiment, values: dict[tuple[str, str], Any]) -> Experim
     return experiment.model_copy(
         update={part: getattr(experiment, part).model_copy(update=changed) for part, changed in parts.items()}
     )
-
-
-def default_out() -> Path:
-    """Return where runs go if nothing is said: ./runs."""
-    return Path("runs")

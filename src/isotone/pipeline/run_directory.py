@@ -93,6 +93,12 @@ class RunDirectory:
         """What one node (one variant of its attack) found for each document, one JSON object a line."""
         return self.results / "documents" / (f"{node}.{variant}.jsonl" if variant else f"{node}.jsonl")
 
+    def found_by(self, node: Node) -> list[Path]:
+        """What is there of a node's results, but for checkpoints and setup."""
+        documents = [self.documents(node), *sorted((self.results / "documents").glob(f"{node}.*.jsonl"))]
+        places = [*documents, self.node_result(node), self.metrics(node), self.work(node)]
+        return [path for path in places if path.exists()]
+
     def work(self, node: Node) -> Path:
         """State of an unfinished node, removed when it is complete."""
         return self.root / "work" / str(node)

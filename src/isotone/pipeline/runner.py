@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from isotone import records
@@ -22,6 +21,7 @@ from isotone.pipeline.lease import lease
 from isotone.pipeline.record import Standing, standing, write_record
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.slices import config_slice
 from isotone.training.budget import Budget
 
 _DERIVED = {"aggregate"}
@@ -122,6 +122,7 @@ def _attempt(context: Context) -> None:
     log.append({**entry, "outcome": "started"})
     timer = _wall_clock(context)
     try:
+        _forget_other_work(context)
         outputs = _stage(node)(context)
         write_record(
             context.run,
@@ -140,6 +141,20 @@ def _attempt(context: Context) -> None:
     log.append({**entry, "ended": time.time(), "outcome": "complete"})
     shutil.rmtree(context.run.work(node), ignore_errors=True)
     context.say(f"{node}: complete after {time.time() - started:.1f} s")
+
+
+def _forget_other_work(context: Context) -> None:
+    """Set aside unfinished results of another configuration or input; training and setup tell their own apart."""
+    run, node = context.run, context.node
+    part = config_slice(context.experiment, context.seed, node)
+    identity = {"configuration": records.hash_json(part), "inputs": context.inputs_hash}
+    path = run.work(node) / "identity.json"
+    if node.kind in ("evaluate", "triggers", "hotflip") and not (
+        path.is_file() and records.read_json(path) == identity
+    ):
+        for place in run.found_by(node):
+            context.say(f"{node}: {place} belongs to other settings; set aside as {records.set_aside(place).name}")
+    records.write_json(path, identity)
 
 
 def _outcome(error: BaseException) -> str:
@@ -170,15 +185,9 @@ def _prepare_torch(experiment: Experiment, seed: int) -> None:
 
 def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:
     """Rename everything that a node has left, so that it starts from nothing and nothing is lost."""
-    places: list[Path] = [
-        run.record(node),
-        run.node_result(node),
-        run.documents(node),
-        run.metrics(node),
-        run.work(node),
-    ]
+    places = [run.record(node), *run.found_by(node)]
     if node.kind == "setup":
-        places += [run.data, run.pinned_model]
+        places += [run.data, run.pinned_model, run.setup / "settings.json"]
     if node.kind in ("constrain", "train") and node.arm:
         places.append(run.checkpoints(node.arm))
     for place in places:
