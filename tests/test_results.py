@@ -204,7 +204,7 @@ def test_the_summary_names_every_arm_and_conclusion(found: dict[str, ArmFindings
     results = results_of({"baseline": found["plain"], "monotonic": found["sharp"]})
     text = " ".join(summary_text(results).split())
     assert all(conclusion.sentence in text for conclusion in results.conclusions)
-    assert "training.warmup: baseline 0.1, monotonic 0.15" in text
+    assert "training.warmup: baseline 0.1; monotonic 0.15" in text
 
 
 def test_triggers_are_listed_with_every_restart(found: dict[str, ArmFindings]) -> None:
@@ -217,6 +217,7 @@ def test_triggers_are_listed_with_every_restart(found: dict[str, ArmFindings]) -
     trigger = found["plain"].triggers or {}
     assert best["token_ids"] == " ".join(map(str, trigger["trigger_ids"]))
     assert float(best["delta_nll"]) == trigger["delta_nll"]
+    assert float(best["search_delta_nll"]) == trigger["restarts"][trigger["best_restart"]]["search_delta_nll"]
     assert all(line["delta_nll"] == "" for line in lines if line["best"] == "0")
 
 

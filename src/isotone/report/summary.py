@@ -4,6 +4,7 @@ import csv
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from isotone.report.tables import interval, number, p_value, share, signed, with_interval
 from isotone.result_models import Comparison, FinalResults, Measurement
@@ -31,8 +32,8 @@ def summary_text(results: FinalResults) -> str:
 
 def triggers_csv(results: FinalResults) -> str:
     """Return learned_triggers.csv: one line a restart; held-out figures belong to the best one of an arm."""
-    columns = ["arm", "seed", "restart", "best", "token_ids", "text", "initial_text", "search_nll", "search_gain"]
-    columns += ["iterations", "delta_nll", "delta_minus_shift", "delta_minus_random"]
+    columns = ["arm", "seed", "restart", "best", "token_ids", "text", "initial_text", "iterations"]
+    columns += ["initial_search_delta_nll", "search_delta_nll", "delta_nll", "delta_minus_shift", "delta_minus_random"]
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
@@ -40,10 +41,10 @@ def triggers_csv(results: FinalResults) -> str:
         entry = found.triggers or {}
         for restart in entry.get("restarts", ()):
             best = restart["restart"] == entry["best_restart"]
-            line = {column: restart.get(column) for column in columns}
-            line |= {"arm": arm, "seed": results.seed, "best": int(best), "text": restart["trigger_text"]}
-            line["token_ids"] = " ".join(map(str, restart["trigger_ids"]))
-            writer.writerow(line | {c: entry[c] for c in columns[-3:] if best})
+            line = {column: restart[column] for column in columns[6:-3]}
+            line |= {"arm": arm, "seed": results.seed, "restart": restart["restart"], "best": int(best)}
+            line |= {"token_ids": " ".join(map(str, restart["trigger_ids"])), "text": restart["trigger_text"]}
+            writer.writerow(line | {column: entry[column] for column in columns[-3:] if best})
     return file.getvalue()
 
 
@@ -65,8 +66,10 @@ def _attack_table(results: FinalResults) -> list[str]:
         for m in results.measurements
         if m.attack and m.metric in ("delta_nll", "success_rate") and m.protocol != "prefix_text_space"
     ]
-    keys = list(dict.fromkeys((m.attack, m.variant, m.protocol, m.metric) for m in shown))
-    shown.sort(key=lambda m: keys.index((m.attack, m.variant, m.protocol, m.metric)))  # arms of one measure together
+    attacks = list(dict.fromkeys((m.attack, m.variant) for m in shown))
+    measures = list(dict.fromkeys((m.protocol, m.metric) for m in shown))
+    # arms of one measure stand together
+    shown.sort(key=lambda m: (attacks.index((m.attack, m.variant)), measures.index((m.protocol, m.metric))))
     rows = [["attack", "protocol", "measure", "arm", "value", "documents"]]
     for m in shown:
         name = f"{m.attack} {m.variant}"
@@ -112,8 +115,14 @@ def _figure(measurement: Measurement | None, digits: int = 3) -> str:
     return "missing" if measurement is None else with_interval(measurement.value, measurement.ci95, digits)
 
 
-def _difference(row: dict) -> str:
-    return f"{row['key']}: " + ", ".join(f"{arm} {value}" for arm, value in row["arms"].items())
+def _difference(row: dict[str, Any]) -> str:
+    return f"{row['key']}: " + "; ".join(f"{arm} {_plain(value)}" for arm, value in row["arms"].items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return "none" if value is None else str(value)
 
 
 def _block(title: str, lines: Sequence[str]) -> str:
