@@ -178,6 +178,11 @@ def test_dropout_can_be_turned_off_at_loading(tmp_path: Path) -> None:
         assert model.transformer.h[0].mlp.dropout.p == expected
 
 
+def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(str(folder))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_dtype_is_float32_unless_asked_otherwise(tmp_path: Path) -> None:
     save_model(tiny_model("gpt_neox").bfloat16(), None, tmp_path / "model")
     assert load_model(str(tmp_path / "model")).dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,14 +220,20 @@ def one_line(at: Source, what: str = "model") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the loading report of transformers: what it warns of is an error here."""
+    """Hold back what transformers prints while loading: what it warns of is an error here, bars are drawn by isotone."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    bars = "transformers" in sys.modules and sys.modules["transformers"].utils.logging
+    shown = bars and bars.is_progress_bar_enabled()
+    if shown:
+        bars.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _explain(at: Source, what: str, error: Exception) -> str:
