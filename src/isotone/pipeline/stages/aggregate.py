@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isotone import records
-from isotone.attacks import success_threshold, summarize
+from isotone.attacks import Vocabulary, success_threshold, summarize, summarize_triggers
 from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context
 from isotone.pipeline.graph import Node
@@ -22,7 +22,9 @@ Json = dict[str, Any]
 def run(context: Context) -> list[Path]:
     """Write the result files and the report."""
     threshold = success_threshold(_rows(context, Node("hotflip", BASELINE), "random_search"))
-    findings = {arm: _findings(context, arm, threshold) for arm in context.experiment.arms}
+    tokenizer = pinned_tokenizer(context)
+    vocabulary = Vocabulary.from_tokenizer(tokenizer, records.read_json(context.run.pinned_model)["vocab_size"])
+    findings = {arm: _findings(context, arm, threshold, vocabulary) for arm in context.experiment.arms}
     final = build_final_results(
         context.experiment, context.seed, findings, threshold=threshold, margins=_margins(findings[BASELINE])
     )
@@ -44,14 +46,14 @@ def run(context: Context) -> list[Path]:
     }
     for name, data in texts.items():
         records.write_bytes(results / name, data)
-    tokens = write_token_texts(context.run.root, _all_attack_rows(findings.values()), pinned_tokenizer(context))
+    tokens = write_token_texts(context.run.root, _all_attack_rows(findings.values()), tokenizer)
     report = write_report(context.run.root)
     context.say(summary_text(final))
     context.say(f"report: {report}")
     return [tokens, *(results / name for name in texts)]
 
 
-def _findings(context: Context, arm: str, threshold: float | None) -> ArmFindings:
+def _findings(context: Context, arm: str, threshold: float | None, vocabulary: Vocabulary) -> ArmFindings:
     evaluation = _result(context, Node("evaluate", arm))
     config = context.experiment.attacks.hotflip
     rows = {
@@ -59,7 +61,14 @@ def _findings(context: Context, arm: str, threshold: float | None) -> ArmFinding
         for variant, (split, _) in attacks(context.experiment, context.seed).items()
         if split == "attack_test"
     }
-    triggers = _result(context, Node("triggers", arm))["entry"]
+    trigger_rows = _rows(context, Node("triggers", arm))
+    triggers = summarize_triggers(
+        trigger_rows,
+        _result(context, Node("triggers", arm))["search"],
+        vocabulary,
+        threshold=threshold,
+        published_success=config.published_success,
+    )
     return ArmFindings(
         evaluation=evaluation["checkpoints"],
         primary_checkpoint=evaluation["primary_checkpoint"],
@@ -70,7 +79,7 @@ def _findings(context: Context, arm: str, threshold: float | None) -> ArmFinding
         },
         hotflip_rows=rows,
         triggers=triggers,
-        trigger_rows=_rows(context, Node("triggers", arm)),
+        trigger_rows=trigger_rows,
         certificate=evaluation["certificate"],
         training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
     )

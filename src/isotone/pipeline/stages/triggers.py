@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from isotone import records
-from isotone.attacks import UniversalTriggers, evaluate_trigger, search_trigger, summarize_triggers
+from isotone.attacks import UniversalTriggers, evaluate_trigger, search_trigger
 from isotone.data.packed import open_packed
 from isotone.pipeline.arms import attack_vocabulary, attacked_windows, load_end
 from isotone.pipeline.context import Context
@@ -36,7 +36,7 @@ def run(context: Context) -> list[Path]:
         )
     test_windows, num_short_test = attacked_windows(context, data, "attack_test")
     path = context.run.documents(context.node)
-    rows = evaluate_trigger(
+    evaluate_trigger(
         attack,
         found,
         model,
@@ -57,8 +57,6 @@ def run(context: Context) -> list[Path]:
                 "attack_test": {"attacked": len(test_windows), "too_short": num_short_test},
             },
             "search": found,
-            # the success threshold belongs to the baseline and is applied in aggregate; everything else is final
-            "entry": summarize_triggers(rows, found, vocabulary),
         },
     )
     return [path, result]
