@@ -48,6 +48,8 @@ ARMS: dict[str, dict[str, Any]] = {
         "constraint": {"parametrization": "projection", "initialization": "shift"},
     },
 }
+VARIANTS = ("once", "iterative", "published", "random")
+_PRIMARY_ONLY = ("delta_nats", "delta_by_offset", "top1", "round_trip", "text_space", "progress")
 _NLL = {"baseline": 3.35, "monotonic": 3.9, "shifted_twin": 3.35}
 _HARM = {"baseline": 0.38, "monotonic": 0.31, "shifted_twin": 0.38}
 
@@ -82,7 +84,7 @@ def write_run(
     records.write_json(run / "config.yaml", experiment.model_dump(mode="json", exclude_defaults=True) | {"arms": ARMS})
     findings, all_rows = {}, []
     for arm in attacked:
-        rows = {v: hotflip_rows(arm, v, num_documents, tokenizer, text) for v in ("once", "iterative")}
+        rows = {v: hotflip_rows(arm, v, num_documents, tokenizer, text) for v in VARIANTS}
         triggers = trigger_rows(arm, num_documents)
         for variant, of_variant in rows.items():
             records.JsonLines(run / "results" / "documents" / f"hotflip.{arm}.{variant}.jsonl").append(*of_variant)
@@ -106,7 +108,8 @@ def hotflip_rows(
     rows = []
     for index in range(num_documents):
         generator = np.random.default_rng([index, len(variant)])
-        base = {"index": index, "id": f"web/Genesis/{index + 1}", "attack": "hotflip", "variant": variant}
+        attack = ("random_edits", "uniform") if variant == "random" else ("hotflip", variant)
+        base = {"index": index, "id": f"web/Genesis/{index + 1}", "attack": attack[0], "variant": attack[1]}
         if index == num_documents - 1:
             rows.append({**base, "status": "missing", "reason": NOT_FINITE, "spent_tokens": 9})
             continue
@@ -151,6 +154,10 @@ def hotflip_rows(
                 },
             }
         )
+    if variant == "published":  # edits anywhere, so nothing is scored in the primary protocol
+        rows = [{k: v for k, v in row.items() if k not in _PRIMARY_ONLY} for row in rows]
+    if variant == "random":
+        rows = [{k: v for k, v in row.items() if k != "progress"} | {"draw_deltas": [0.05]} for row in rows]
     return rows
 
 

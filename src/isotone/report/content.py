@@ -264,6 +264,8 @@ def _outputs_hash(record: Mapping[str, Any]) -> str:
 
 def attack_name(attack: str, variant: str = "universal") -> str:
     """Return how an attack is called on the page."""
+    if variant == "random" or attack == "random_edits":
+        return "Random edits"
     name = _ATTACK_NAMES.get(attack, attack.replace("_", " "))
     return name if variant == "universal" else f"{name} {variant.replace('_', ' ')}"
 

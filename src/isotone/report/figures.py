@@ -47,11 +47,11 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval, if there is one."""
+    """A figure with its 95 % interval, if there is one; without a value, the heading of the rows below it."""
 
     label: str
-    arm: int
-    value: float
+    arm: int = 0
+    value: float | None = None
     low: float | None = None
     high: float | None = None
 
@@ -77,13 +77,16 @@ def intervals(name: str, rows: Sequence[Interval], x_label: str, *, zero: bool =
         zero: add a line at 0.
     """
     with _figure(name, 4.8, 0.75 + 0.38 * len(rows), x_label) as (axes, svg):
-        for height, row in enumerate(reversed(rows)):
+        heights = range(len(rows) - 1, -1, -1)
+        for height, row in zip(heights, rows, strict=True):
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [height, height], color=_color(row.arm), linewidth=2.5, alpha=0.55)
-            axes.plot(
-                [row.value], [height], marker=_MARKERS[row.arm % len(_MARKERS)], color=_color(row.arm), linestyle="none"
-            )
-        axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
+            if row.value is not None:
+                marker = _MARKERS[row.arm % len(_MARKERS)]
+                axes.plot([row.value], [height], marker=marker, color=_color(row.arm), linestyle="none")
+        axes.set_yticks(heights, [row.label for row in rows])
+        for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+            label.set_fontweight("bold" if row.value is None else "normal")
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
         if zero:
@@ -130,6 +133,7 @@ def curves(
             axes.axvline(x, color=_TEXT, linewidth=0.8, linestyle=(0, (2, 2)))
             axes.annotate(label, (x, 1), xycoords=("data", "axes fraction"), xytext=(3, -9), textcoords="offset points")
         axes.set_ylabel(y_label)
+        axes.locator_params(axis="x", nbins=7)
         if y_range:
             axes.set_ylim(*y_range)
         axes.legend(loc="best", handlelength=3)

@@ -61,18 +61,18 @@ def _cost(run: RunFiles) -> Section:
 
 
 def _attacks(run: RunFiles) -> Section:
-    plots, tables = [], []
-    for attack in ATTACKS:
-        for variant in run.primary_variants(attack):
-            found = _intervals(run, (run.attacked(arm, "delta_nll", attack, variant) for arm in run.arms))
-            name = content.attack_name(attack, variant)
-            if found:
-                caption = f"{name}: rise of the loss, with its 95 % interval"
-                plots.append(_interval_figure(f"rise of {name}", found, "Δ, nats per scored token", caption, zero=True))
-            plots += _success_figure(run, attack, variant)
-            plots += _progress_figure(run, attack, variant)
-        if run.primary_variants(attack):
-            tables.append(content.attack_table(run, attack))
+    made = [(attack, variant) for attack in ATTACKS for variant in run.primary_variants(attack)]
+    rows: list[Interval] = []
+    for pair in made:
+        found = _intervals(run, (run.attacked(arm, "delta_nll", *pair) for arm in run.arms))
+        rows += [Interval(content.attack_name(*pair)), *found] if found else []
+    plots = []
+    if rows:
+        caption = "Rise of the loss under each attack, with its 95 % interval over documents"
+        plots.append(_interval_figure("rise", rows, "Δ, nats per scored token", caption, zero=True))
+    plots += [figure for pair in made for figure in _success_figure(run, *pair)]
+    plots += [figure for pair in made for figure in _progress_figure(run, *pair)]
+    tables = [content.attack_table(run, attack) for attack in ATTACKS if run.primary_variants(attack)]
     tables += [t for t in (content.triggers_table(run), content.offsets_table(run)) if t.rows]
     more = [t for t in (content.restarts_table(run), content.published_table(run)) if t.rows]
     return Section("attacks", "What attacks do", figures=plots, tables=tables, more=more)
@@ -151,7 +151,7 @@ def _intervals(run: RunFiles, measurements: Iterable[Mapping[str, Any]]) -> list
 
 
 def _interval_figure(name: str, found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:
-    values = "; ".join(f"{row.label} {row.value:.3f}" for row in found)
+    values = "; ".join(row.label if row.value is None else f"{row.label} {row.value:.3f}" for row in found)
     return Figure(figures.intervals(name, found, x_label, zero=zero), f"{caption}.", f"{caption}: {values}")
 
 
