@@ -180,7 +180,7 @@ class Evaluation(Part):
     stride: Count | None = None
     """Tokens between windows; half the context unless given."""
     context: Count | None = None
-    """Tokens in a window; the model's context unless given."""
+    """Tokens in a window; the model's context, but at most 2,048, unless given."""
     batch_size: Count = 8
     """Windows in one forward pass."""
     num_documents: Count | None = None

@@ -37,7 +37,10 @@ def resolve_precision(precision: str, device: str) -> str:
     """Return the precision of training: what was asked for, or bf16 autocast where the device is made for it."""
     if precision != "auto":
         return precision
-    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    cpu = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
 def prepare(seed: int, threads: int, device: str) -> None:

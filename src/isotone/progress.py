@@ -37,11 +37,11 @@ class ProgressBar:
             left_s = self._progress.tasks[0].time_remaining
             self._print("" if left_s is None else f", about {format_duration(left_s)} left")
 
-    def set(self, done: int, total: int) -> None:
+    def set(self, done: int, total: int, text: str | None = None) -> None:
         """Say how much is done of how much, where the total is known only once the work has begun."""
         self._total = total
         self._progress.update(self._task, total=total)
-        self.update(done, self._text)
+        self.update(done, self._text if text is None else text)
 
     def close(self) -> None:
         """Leave the last state behind: as the standing bar, or as a line that says how long it took."""

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -133,7 +134,7 @@ def test_a_second_process_on_the_same_node_is_told_who_holds_it(tmp_path: Path) 
         deadline = time.monotonic() + 120
         while not lease.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(first.pid, 19)  # SIGSTOP: it stays in setup
+        os.kill(first.pid, signal.SIGSTOP)  # it stays in setup
         second = run(tmp_path)
         assert second.returncode == 4
         assert f"process {first.pid} on " in second.stderr
@@ -171,3 +172,56 @@ def test_an_exported_arm_loads_without_isotone_and_is_monotone(finished: Path, t
     )
     assert subprocess.run([sys.executable, "-c", check, folder]).returncode == 0
     assert json.loads(isotone("certify", folder, "--json").stdout)["verdict"] in ("vacuous", "empirical")
+
+
+def _wait_for(process: "subprocess.Popen[str]", text: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"the run ended before it printed {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"), [([signal.SIGUSR2], 75), ([signal.SIGINT], 75), ([signal.SIGINT] * 2, 130)]
+)
+def test_a_signal_ends_a_run_safely_and_a_second_interrupt_at_once(
+    tmp_path: Path, signals: list[signal.Signals], code: int
+) -> None:
+    command = [sys.executable, "-m", "isotone", "run", "pocket-quick", "--out", tmp_path, *SHORT]
+    process = subprocess.Popen([*command, "--set", "training.epochs=5"], stderr=subprocess.PIPE, text=True)
+    _wait_for(process, "train.baseline: starts")
+    time.sleep(2)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    if code == 75:
+        assert "PARTIAL: train.baseline stopped safely" in errors
+    assert not (tmp_path / RUN / "records/train.baseline.json").exists()
+
+
+def test_a_time_budget_leaves_a_run_that_continues(tmp_path: Path) -> None:
+    done = run(tmp_path, "--set", "training.epochs=5", "--max-minutes-per-run", "0.3")
+    assert done.returncode == 75
+    assert "minutes" in done.stderr
+    assert list((tmp_path / RUN / "checkpoints/baseline").glob("step-*[1-9]"))
+
+
+def test_the_shifted_twin_is_the_baseline(tmp_path: Path) -> None:
+    """The harness's negative control: the same function, so the same loss, the same effect of the same edits."""
+    twin = "{start: baseline, train: false, constraint: {parametrization: projection, initialization: shift}}"
+    assert run(tmp_path, "--set", f"arms.shifted_twin={twin}").returncode == 0
+    final = records.read_json(tmp_path / RUN / "results/final_results.json")
+    baseline, shifted = final["arms"]["baseline"], final["arms"]["shifted_twin"]
+    assert shifted["perplexity"] == pytest.approx(baseline["perplexity"], rel=1e-4)
+    assert shifted["certificate"]["verdict"] == "vacuous"
+    assert isotone("export", tmp_path / RUN, "shifted_twin", tmp_path / "exported").returncode == 0
+    weights = load_file(tmp_path / "exported/model.safetensors")
+    assert min(w.min() for n, w in weights.items() if ".mlp." in n and n.endswith("weight")) >= 0
+    attack = next(
+        c for c in final["comparisons"] if (c["a"], c["metric"], c["variant"]) == ("shifted_twin", "delta_nll", "once")
+    )
+    assert attack["difference"] == pytest.approx(0, abs=1e-3)

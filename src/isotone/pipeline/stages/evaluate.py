@@ -10,6 +10,9 @@ from isotone.evaluation import evaluate_perplexity, summarize
 from isotone.pipeline.arms import end_folder, load_end
 from isotone.pipeline.context import Context
 
+LONGEST_WINDOW = 2048
+"""Tokens of a window unless the configuration says otherwise: the logits of more do not fit beside a large vocabulary."""
+
 
 def run(context: Context) -> list[Path]:
     """Score every token of the test documents once, with the last and with the best checkpoint."""
@@ -45,7 +48,7 @@ def _evaluate(context: Context, name: str, folder: Path | None) -> dict[str, Any
         rows = evaluate_perplexity(
             model,
             documents,
-            context=config.context or records.read_json(context.run.pinned_model)["context"],
+            context=config.context or min(records.read_json(context.run.pinned_model)["context"], LONGEST_WINDOW),
             stride=config.stride,
             batch_size=config.batch_size,
             leading_token=data.separator,

@@ -26,16 +26,17 @@ def run(context: Context) -> list[Path]:
         )
     records.write_json(context.run.pinned_model, pin)
     tokenizer = load_tokenizer(config.model, pin=pin)
-    with context.progress(1, "corpus") as bar:
-        summary = prepare_data(
+    with context.progress(config.data.num_documents or 1, "document") as bar:
+        prepare_data(
             config.data,
             tokenizer,
             context.run.data,
             max_context=pin["context"],
             vocab_size=pin["vocab_size"],
             stop=context.stop,
+            # how many documents a corpus has is known only at its end
+            progress=lambda done, text: bar.set(done, max(done, config.data.num_documents or 0), text),
         )
-        bar.update(1, f"{summary['fingerprint'][:12]}")
     return [context.run.pinned_model, *sorted(p for p in context.run.data.iterdir() if p.is_file())]
 
 
