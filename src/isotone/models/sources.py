@@ -220,12 +220,12 @@ def one_line(at: Source, what: str = "model") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what transformers prints while loading: what it warns of is an error here, bars are drawn by isotone."""
+    """Hold back what transformers prints while loading: what it warns of is an error here, bars are isotone's own."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    bars = "transformers" in sys.modules and sys.modules["transformers"].utils.logging
-    shown = bars and bars.is_progress_bar_enabled()
+    bars: Any = sys.modules["transformers"].utils.logging if "transformers" in sys.modules else None
+    shown = bars is not None and bars.is_progress_bar_enabled()
     if shown:
         bars.disable_progress_bar()
     try:
