@@ -27,7 +27,7 @@ _PROTOCOL_NAMES = {
 
 def overview_table(run: RunFiles) -> Table:
     """One row an arm: what it costs, what attacks do to it, what is proved about it."""
-    attacked = [(attack, variant) for attack in ATTACKS for variant in run.primary_variants(attack)]
+    attacked = [(a, variant) for a in ATTACKS for variant in run.primary_variants(a) if variant != "random"]
     columns = [
         "Arm",
         "Perplexity [95\u00a0%]",

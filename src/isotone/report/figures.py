@@ -76,7 +76,7 @@ def intervals(name: str, rows: Sequence[Interval], x_label: str, *, zero: bool =
         x_label: quantity and unit.
         zero: add a line at 0.
     """
-    with _figure(name, 4.8, 0.75 + 0.38 * len(rows), x_label) as (axes, svg):
+    with _figure(name, 4.8, 0.75 + 0.34 * len(rows), x_label) as (axes, svg):
         heights = range(len(rows) - 1, -1, -1)
         for height, row in zip(heights, rows, strict=True):
             if row.low is not None and row.high is not None:

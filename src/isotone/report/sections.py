@@ -24,6 +24,7 @@ class Figure:
     svg: str
     caption: str
     alt: str
+    tall: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def _intervals(run: RunFiles, measurements: Iterable[Mapping[str, Any]]) -> list
 
 def _interval_figure(name: str, found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:
     values = "; ".join(row.label if row.value is None else f"{row.label} {row.value:.3f}" for row in found)
-    return Figure(figures.intervals(name, found, x_label, zero=zero), f"{caption}.", f"{caption}: {values}")
+    svg = figures.intervals(name, found, x_label, zero=zero)
+    return Figure(svg, f"{caption}.", f"{caption}: {values}", tall=len(found) > 8)
 
 
 def _training_curves(run: RunFiles, metric: str) -> list[Curve]:
