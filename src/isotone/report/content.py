@@ -7,6 +7,8 @@ from isotone.records import hash_json
 from isotone.report.run_files import ATTACKS, RunFiles
 from isotone.report.tables import MISSING, Table, count, interval, number, p_value, share, signed, with_interval
 
+UNCONSTRAINED = "unconstrained"
+
 _OFFSETS = ("gap", "0-7", "8-31", "32+")
 _ATTACK_NAMES = {"hotflip": "HotFlip", "triggers": "Triggers"}
 _METRIC_NAMES = {
@@ -41,7 +43,7 @@ def overview_table(run: RunFiles) -> Table:
             _value(run.measurement(arm, "perplexity"), 2),
             _value(run.measurement(arm, "bits_per_byte"), 3),
             *(_value(run.attacked(arm, "delta_nll", *pair)) for pair in attacked),
-            (run.arm(arm).get("certificate") or {}).get("verdict", MISSING),
+            _verdict(run, arm),
         ]
         for arm in run.arms
     ]
@@ -58,7 +60,7 @@ def attack_table(run: RunFiles, attack: str) -> Table:
         "Δ, nats per token [95\u00a0%]",
         "Success [95\u00a0%]",
         "Top-1, clean → attacked",
-        "Δ through text",
+        "Δ through text (texts changed)",
         "Tokens spent",
     ]
     rows, thresholds = [], set()
@@ -201,7 +203,7 @@ def certificates_table(run: RunFiles) -> Table:
 def differences_table(run: RunFiles) -> Table:
     """Every value of the configuration in which arms differ."""
     rows = [
-        [entry["key"], *(plain(entry["arms"].get(arm)) if arm in entry["arms"] else MISSING for arm in run.arms)]
+        [entry["key"], *(plain(entry["arms"].get(arm), "–") for arm in run.arms)]
         for entry in run.final["differences_between_arms"]
     ]
     columns = ["Key", *run.arms]
@@ -250,6 +252,11 @@ def provenance_tables(run: RunFiles) -> list[Table]:
     ]
 
 
+def _given(value: Any) -> Any:
+    """Return a part of the configuration without what was left out."""
+    return {k: _given(v) for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
+
+
 def _software(provenance: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return versions and device of a record, without its times and its host."""
     packages = tuple((str(k), str(v)) for k, v in (provenance.get("packages") or {}).items())
@@ -270,10 +277,10 @@ def attack_name(attack: str, variant: str = "universal") -> str:
     return name if variant == "universal" else f"{name} {variant.replace('_', ' ')}"
 
 
-def plain(value: Any) -> str:
-    """Return a value of the results as words."""
+def plain(value: Any, nothing: str = MISSING) -> str:
+    """Return a value of the results as words; ``nothing`` stands for None."""
     if value is None:
-        return MISSING
+        return nothing
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
@@ -281,6 +288,13 @@ def plain(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(plain, value))
     return str(value)
+
+
+def _verdict(run: RunFiles, arm: str) -> str:
+    certificate = run.arm(arm).get("certificate")
+    if not certificate:
+        return MISSING if run.is_constrained(arm) else UNCONSTRAINED
+    return str(certificate["verdict"])
 
 
 def _value(measurement: Mapping[str, Any], digits: int = 3) -> str:
@@ -301,7 +315,7 @@ def _top1(shares: Mapping[str, float] | None) -> str:
 
 def _through_text(found: Mapping[str, Any] | None) -> str:
     """Return Δ once the attacked texts are decoded and encoded again, and how many of them that changes."""
-    return f"{signed(found['delta_nll'])} ({count(found['changed'])} changed)" if found else MISSING
+    return f"{signed(found['delta_nll'])} ({count(found['changed'])})" if found else MISSING
 
 
 def _comparison_name(comparison: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ from isotone.report.texts import AttackedDocument, TokenTexts, attacked_document
 
 QUESTION = "What does a monotone feed-forward network buy, and what does it cost?"
 
+_CONSTRAINT_KEYS = ("recipe", "parametrization", "initialization", "scope")
+
 
 def write_report(run_directory: Path) -> Path:
     """Write report.html into a run's directory and return its path.
@@ -74,10 +76,9 @@ def _documents(run: RunFiles) -> list[AttackedDocument]:
 def _arm_key(run: RunFiles, number: int) -> dict[str, Any]:
     name = run.arms[number]
     arm = (run.config.get("arms") or {}).get(name) or {}
-    constraint = arm.get("constraint")
-    words = (
-        ["unconstrained"] if not constraint else [content.plain({k: v for k, v in constraint.items() if v is not None})]
-    )
+    constraint = arm.get("constraint") or {}
+    given = {key: constraint[key] for key in _CONSTRAINT_KEYS if constraint.get(key) is not None}
+    words = [content.plain(given)] if given else [content.UNCONSTRAINED]
     words += [f"starts from {arm['start']}"] if arm.get("start", "pretrained") != "pretrained" else []
     words += ["not trained further"] if arm.get("train") is False else []
     return {"name": name, "description": "; ".join(words), **figures.line_style(number)}

@@ -47,6 +47,10 @@ class RunFiles:
         names = list(self.config.get("arms") or self.final["arms"])
         return tuple(sorted(names, key=lambda name: name != "baseline"))
 
+    def is_constrained(self, arm: str) -> bool:
+        """Say whether the configuration constrains an arm."""
+        return bool(((self.config.get("arms") or {}).get(arm) or {}).get("constraint"))
+
     def arm(self, name: str) -> Json:
         """What the results say about an arm."""
         return self.final["arms"].get(name) or {}
@@ -93,9 +97,13 @@ class RunFiles:
         return records.JsonLines(self.root / "metrics" / f"train.{arm}.jsonl").read()
 
     def provenance(self) -> Iterator[tuple[str, Json]]:
-        """Yield each node's name with what its record says, by name."""
+        """Yield each node's name with what its record says, by name.
+
+        Not aggregate's: it is written after the page, and a page made again must be the same.
+        """
         for path in sorted((self.root / "records").glob("*.json")):
-            yield path.stem, records.read_json(path)
+            if path.stem != "aggregate":
+                yield path.stem, records.read_json(path)
 
 
 def _is_primary(entry: Json) -> bool:
