@@ -7,6 +7,7 @@ from typing import Any
 
 from isotone.report import content, figures
 from isotone.report.figures import Curve, Interval
+from isotone.report.provenance import provenance_tables
 from isotone.report.run_files import ATTACKS, RunFiles
 from isotone.report.tables import Table
 
@@ -115,7 +116,7 @@ def _fairness(run: RunFiles) -> Section:
 
 
 def _provenance(run: RunFiles) -> Section:
-    return Section("provenance", "Provenance", tables=content.provenance_tables(run))
+    return Section("provenance", "Provenance", tables=provenance_tables(run))
 
 
 SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
