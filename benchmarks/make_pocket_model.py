@@ -1,6 +1,6 @@
 """Train the bundled pocket model: a GPT-NeoX of 6.8M parameters on the train split of the World English Bible.
 
-    python benchmarks/make_pocket_model.py --out src/isotone/models/pocket --seed 7
+    python benchmarks/make_pocket_model.py --out src/isotone/models/pocket --seed 7 --epochs 10 --stop-after 6
 
 Weights start at random, the tokenizer (byte-level BPE, 4,096 entries) is learned from the train split alone. The hidden
 matrices are trained with Muon (Jordan et al. 2024), the rest with AdamW; dropout is on in training only and is 0 in the
@@ -31,7 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10, help="the schedule's end")
+    parser.add_argument("--stop-after", type=int, help="stop before it: from epoch 8 on, validation loss rises")
     parser.add_argument("--batch", type=int, default=16, help="rows of --length tokens")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -145,7 +146,7 @@ def train(model: GPTNeoXForCausalLM, tokens: dict[str, np.ndarray], args: argpar
             optimizer.load_state_dict(s)
         average, first = saved["average"], saved["epoch"]
     started = time.monotonic()
-    for epoch in range(first, args.epochs):
+    for epoch in range(first, args.stop_after or args.epochs):
         torch.manual_seed(args.seed * 1000 + epoch)  # dropout; an epoch does not depend on the ones before it
         rng = np.random.default_rng((args.seed, epoch))
         offset = int(rng.integers(0, args.length))  # another cut of the text into rows every epoch
