@@ -131,8 +131,24 @@ def test_evaluation_resumes_by_batch_to_the_same_bytes(
     assert log.path.read_bytes() == whole.path.read_bytes()
 
 
-def test_controls_do_not_depend_on_the_model(vocabulary: Vocabulary, held_out: list[Window]) -> None:
-    """Two bigram models: a snippet reaches the first scored token by nothing, so its change is exactly 0 in both."""
+def test_snippets_come_from_other_documents_only(
+    model: PreTrainedModel, vocabulary: Vocabulary, search: list[Window], held_out: list[Window]
+) -> None:
+    other = Window("one token only", np.full(LENGTH, 7))
+    found = search_trigger(ATTACK, model, vocabulary, search)
+    row = evaluate_trigger(ATTACK, found, model, vocabulary, [held_out[0], other])[0]
+    with frozen(model):
+        shifted = torch.tensor([[7] * 3 + held_out[0].tokens.tolist()])
+        nats = float(Target(model, slice(3 + SKIPPED, 3 + LENGTH)).nats(shifted)[0])
+    assert row["shift_deltas"] == pytest.approx([(nats - sum(row["clean_nll"])) / (LENGTH - SKIPPED)] * 8, abs=1e-5)
+    alone = evaluate_trigger(ATTACK, found, model, vocabulary, held_out[:1])[0]
+    assert alone["shift_deltas"] == []
+    assert alone["random_deltas"] == row["random_deltas"]
+
+
+def test_what_stands_before_a_text_changes_nothing_for_a_model_without_memory(
+    vocabulary: Vocabulary, held_out: list[Window]
+) -> None:
     table_VV = torch.full((VOCABULARY, VOCABULARY), 1 / VOCABULARY)
     model = Bigram(table_VV)
     found = search_trigger(ATTACK, model, vocabulary, held_out)

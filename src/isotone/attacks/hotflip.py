@@ -118,19 +118,23 @@ def top_pairs(gains_PV: Tensor, count: int, per_row: int | None = None) -> tuple
         per_row: take only so many of each row, or None.
     """
     if per_row is not None:
-        rows_columns = [(row, top_pairs(gains_V[None], per_row)[1]) for row, gains_V in enumerate(gains_PV)]
         kept_PV = torch.full_like(gains_PV, -torch.inf)
-        for row, columns in rows_columns:
-            kept_PV[row, columns] = gains_PV[row, columns]
+        for row, gains_V in enumerate(gains_PV):
+            columns = _largest(gains_V, per_row)
+            kept_PV[row, columns] = gains_V[columns]
         gains_PV = kept_PV
-    flat_N = gains_PV.flatten()
-    count = min(count, int((flat_N > -torch.inf).sum()))
-    if count == 0:
-        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    bar = flat_N.topk(count).values[-1]
-    among = (flat_N >= bar).nonzero().flatten()  # ascending; more than count where the last place is shared
-    best = among[torch.argsort(flat_N[among], descending=True, stable=True)[:count]].cpu()
+    best = _largest(gains_PV.flatten(), count).cpu()
     return best // gains_PV.shape[1], best % gains_PV.shape[1]
+
+
+def _largest(values_N: Tensor, count: int) -> Tensor:
+    """Return the indices of the largest finite values, largest first, ties (``topk`` orders none) in index order."""
+    count = min(count, int((values_N > -torch.inf).sum()))
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64, device=values_N.device)
+    bar = values_N.topk(count).values[-1]
+    among = (values_N >= bar).nonzero().flatten()  # ascending; more than count where the last place is shared
+    return among[torch.argsort(values_N[among], descending=True, stable=True)[:count]]
 
 
 def _gains(problem: Problem, grad_BLD: Tensor, state: State) -> list[Tensor]:
