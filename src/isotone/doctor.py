@@ -23,7 +23,7 @@ NEEDED_MEMORY_BYTES = 3 * 2**30
 
 _KILL_AT_STEP = 13  # between two saves, so that work is lost and must be done again
 _LARGEST_NATS = 5.0  # the bundled model, trained on this text, is far below; an untrained one is at ln 4096 = 8.3
-_START_S = 90.0  # the slowest start of Python and torch that is taken for a start
+_START_S = 300.0  # a slower start of Python and torch, on a machine with much else to do, is taken for none
 
 
 class DoctorError(IsotoneError):
