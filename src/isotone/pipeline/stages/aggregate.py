@@ -10,7 +10,7 @@ from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context
 from isotone.pipeline.graph import Node
 from isotone.pipeline.stages.hotflip import attacks
-from isotone.report import write_report
+from isotone.report import write_report, write_tables
 from isotone.report.summary import summary_text, triggers_csv
 from isotone.report.texts import write_token_texts
 from isotone.result_models import AttackResults, EvaluationResults, to_json
@@ -47,10 +47,11 @@ def run(context: Context) -> list[Path]:
     for name, data in texts.items():
         records.write_bytes(results / name, data)
     tokens = write_token_texts(context.run.root, _all_attack_rows(findings.values()), tokenizer)
+    tables = write_tables(context.run.root)
     report = write_report(context.run.root)
     context.say(summary_text(final))
     context.say(f"report: {report}")
-    return [tokens, *(results / name for name in texts)]
+    return [tokens, *tables, *(results / name for name in texts)]
 
 
 def _findings(context: Context, arm: str, threshold: float | None, vocabulary: Vocabulary) -> ArmFindings:
