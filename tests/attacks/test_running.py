@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -84,6 +85,29 @@ def test_a_log_torn_anywhere_is_completed_to_the_same_bytes(
     log.path.write_bytes(whole[:-num_bytes])
     run_documents(attack, model, vocabulary, windows, PROTOCOL, log=log, batch_documents=2)
     assert log.path.read_bytes() == whole
+
+
+class Recording(HotFlip):
+    """Remembers which documents were attacked together: batches fix the rounding."""
+
+    batches: ClassVar[list[list[str]]] = []
+
+    def start(self, problem: Problem, windows: list[Window]) -> State:
+        self.batches.append([window.id for window in windows])
+        return super().start(problem, windows)
+
+
+def test_a_resume_attacks_the_same_documents_together(
+    model: PreTrainedModel, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    attack, windows, log = Recording(flips=1, method="once"), make_windows(5), JsonLines(tmp_path / "log.jsonl")
+    run_documents(attack, model, vocabulary, windows, PROTOCOL, log=log, batch_documents=2)
+    whole = list(attack.batches)
+    for num_rows in range(5):
+        attack.batches.clear()
+        log.truncate(lambda row, num_rows=num_rows: row["index"] < num_rows)  # type: ignore[misc]
+        run_documents(attack, model, vocabulary, windows, PROTOCOL, log=log, batch_documents=2)
+        assert attack.batches == whole[num_rows // 2 :]
 
 
 def test_a_log_of_other_documents_or_attacks_is_refused(
