@@ -3,8 +3,8 @@
     python benchmarks/kill_campaign.py --per-phase 10
 
 Phases: training, save (a checkpoint half written), evaluation, attack. Each restart is the same command. At the end all
-results and checkpoints must be equal byte for byte, and every partial run must have exited with 75 (asked to stop) or by
-the signal (killed). Exit code 1 names the differences.
+results and checkpoints must be equal byte for byte, and every partial run must have exited with 75 (asked to stop) or
+by the signal (killed). Exit code 1 names the differences.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The kinds of error, each with the exit code that a script may rely on.
 
-A message is one line that says what is wrong, where (file and key), and what to do. The command line prints it without a
-traceback, unless ``--debug`` is given.
+A message is one line that says what is wrong, where (file and key), and what to do. The command line prints it without
+a traceback, unless ``--debug`` is given.
 """
 
 

@@ -11,7 +11,7 @@ from isotone.pipeline.arms import end_folder, load_end
 from isotone.pipeline.context import Context
 
 LONGEST_WINDOW = 2048
-"""Tokens of a window unless the configuration says otherwise: the logits of more do not fit beside a large vocabulary."""
+"""Tokens of a window unless the configuration says otherwise: logits of more need too much memory."""
 
 
 def run(context: Context) -> list[Path]:
