@@ -23,22 +23,23 @@ def lines(folder: Path) -> list[dict]:
 
 def test_steps_are_those_of_plain_pytorch(tmp_path: Path) -> None:
     """Against a loop written out by hand: whole batches, torch's loss, clipping and AdamW."""
-    a_trainer = trainer(tmp_path, dropout=0.0)
+    recipe = RECIPE.model_copy(update={"eps": 1e-3})  # a bias of keys has no gradient but rounding, which Adam blows up
+    a_trainer = trainer(tmp_path, recipe=recipe, dropout=0.0)
     assert a_trainer.run().complete
     model = tiny_model(dropout=0.0)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": RECIPE.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RECIPE.lr, betas=RECIPE.betas, eps=RECIPE.eps, foreach=False, fused=False)
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, foreach=False, fused=False)
     for step in range(11):
         rows = RandomRows().rows("train")[batch_rows(1, 0, 4 * step, 4, 45)]
         ids = torch.from_numpy(rows.astype(np.int64))
         loss = F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(RECIPE, step, 11)
+            group["lr"] = learning_rate(recipe, step, 11)
         optimizer.step()
     for (name, mine), theirs in zip(a_trainer.model.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-4, msg=name)
