@@ -80,7 +80,7 @@ def test_a_checkpoint_without_an_optimizer_moment_is_found_out(finished: Path, t
 
 def test_two_halves_of_an_epoch_equal_one(finished: Path, tmp_path: Path) -> None:
     """training.epochs is .01: four steps an arm; budgets of .005 and of a third of it stop inside."""
-    out, codes = tmp_path / "halves", []
+    out, codes = tmp_path / "halves", list[int]()
     while not codes or codes[-1] == 75:
         done = run(out, "--max-epochs-per-run", "0.0033")
         codes.append(done.returncode)
@@ -188,7 +188,7 @@ def _wait_for(process: "subprocess.Popen[str]", text: str) -> None:
 def test_a_signal_ends_a_run_safely_and_a_second_interrupt_at_once(
     tmp_path: Path, signals: list[signal.Signals], code: int
 ) -> None:
-    command = [sys.executable, "-m", "isotone", "run", "pocket-quick", "--out", tmp_path, *SHORT]
+    command = [sys.executable, "-m", "isotone", "run", "pocket-quick", "--out", str(tmp_path), *SHORT]
     process = subprocess.Popen([*command, "--set", "training.epochs=5"], stderr=subprocess.PIPE, text=True)
     _wait_for(process, "train.baseline: starts")
     time.sleep(2)
