@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_ends_training_before_the_weights_change(tmp_p
         seen.append(step)
         if step == 7:
             with torch.no_grad():
-                a_trainer.model.get_output_embeddings().weight.fill_(float("nan"))
+                a_trainer.model.get_output_embeddings().weight.fill_(float("nan"))  # type: ignore[operator]
 
     a_trainer.progress = poison
     with pytest.raises(IsotoneError, match=r"step 8: loss nan.*lr"):

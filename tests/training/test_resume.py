@@ -111,7 +111,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, uninterrupted: dict, number: 
             raise DiskFullError("no space left")
         return publish(step, *args)
 
-    a_trainer.checkpoints.publish = fill  # type: ignore[method-assign]
+    a_trainer.checkpoints.publish = fill  # type: ignore[method-assign, assignment]
     with pytest.raises(DiskFullError):
         a_trainer.run()
     assert a_trainer.checkpoints.paths()[-1].name == f"step-{tries[-2]:08d}"
