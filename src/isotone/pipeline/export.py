@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isotone import records
-from isotone.config import Data
+from isotone.config import Data, Model
 from isotone.config_io import load_experiment
 from isotone.constraint import Certificate, certify, constrain, fold
 from isotone.errors import BlockedError, UsageError
 from isotone.interruption import StopFlag
-from isotone.models import load_model, load_tokenizer, save_model
+from isotone.models import load_model, load_tokenizer, pin_model, save_model
 from isotone.pipeline.arms import load_end, pinned_tokenizer
 from isotone.pipeline.context import Context
 from isotone.pipeline.graph import Graph
@@ -71,12 +73,17 @@ def evaluate_documents(
     from tempfile import TemporaryDirectory
 
     from isotone.data.corpora import open_corpus
+    from isotone.data.packed import PackedDocument
     from isotone.data.packing import separator_of
     from isotone.evaluation import evaluate_perplexity, summarize
 
     model, tokenizer = load_model(source), load_tokenizer(source)
     texts = list(open_corpus(Data(source=str(documents), text_field=text_field)).read(0))
-    tokenized = [_Tokenized(d.id, tokenizer(d.text, add_special_tokens=False)["input_ids"], d.text) for d in texts]
+    tokenized = [
+        PackedDocument(d.id, np.array(ids, np.int64), len(d.text.encode()), d.text)
+        for d in texts
+        for ids in [tokenizer(d.text, add_special_tokens=False)["input_ids"]]
+    ]
     with TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         rows = evaluate_perplexity(
@@ -85,19 +92,10 @@ def evaluate_documents(
             context=min(getattr(model.config, "max_position_embeddings", 2048), 2048),
             leading_token=separator_of(tokenizer),
             work=records.JsonLines(folder / "evaluation.work.jsonl"),
-            identity={"model": source},
+            identity={"model": records.hash_json(pin_model(Model(source=source)))},
             stop=stop,
         )
         result = {"schema": 1, **summarize(rows)}
         if out:
             records.write_json(out / "evaluation_results.json", result)
     return result
-
-
-class _Tokenized:
-    """A document as the evaluation reads it."""
-
-    def __init__(self, name: str, tokens: list[int], text: str):
-        import numpy as np
-
-        self.id, self.tokens, self.num_bytes = name, np.array(tokens, np.int64), len(text.encode())

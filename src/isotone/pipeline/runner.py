@@ -12,7 +12,7 @@ from typing import Any
 
 from isotone import records
 from isotone.config import Experiment
-from isotone.environment import gpu_line, provenance
+from isotone.environment import gpu_line, provenance, require_platform
 from isotone.errors import BlockedError, Stopped, UsageError
 from isotone.interruption import StopFlag
 from isotone.pipeline.context import Context, Stage
@@ -48,8 +48,9 @@ def run_nodes(request: Request, stop: StopFlag, say: Callable[[str], None] = pri
     Raises:
         Stopped: a part was saved; run again to continue.
         BlockedError: something that a requested node needs is missing, stale or held by another process.
-        UsageError: the configuration contradicts what stands in the run's folder.
+        UsageError: the configuration contradicts what stands in the run's folder, or this is no Linux or macOS.
     """
+    require_platform()
     experiment = resolve(request.experiment, request.run)
     graph = Graph(experiment)
     chosen = _chosen(graph, request)
