@@ -209,7 +209,6 @@ class Trainer:
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for number, part_BL in enumerate(ids_BL.split(self.micro_batch)):
             if self.stop.requested:
-                self._forget_gradients()
                 return None
             seed_streams(self.seed, "train", self.step, number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
@@ -387,5 +386,6 @@ class Trainer:
     def _begin_training_mode(self) -> None:
         self.model.train()
         if self.recipe.gradient_checkpointing:
-            model: Any = self.model
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model: Any = self.model  # transformers renamed the method within version 5
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
