@@ -119,7 +119,7 @@ def test_the_same_attack_gives_the_same_rows(model: PreTrainedModel) -> None:
 
 
 def test_repr_prints_the_parameters() -> None:
-    assert repr(HotFlip(flips=3)) == "HotFlip(flips=3, method='iterative', candidates=32)"
+    assert repr(HotFlip(flips=3)) == "HotFlip(flips=3, method='iterative', candidates=32, per_position=2)"
     assert repr(PublishedHotFlip()) == "PublishedHotFlip(flips=10)"
 
 

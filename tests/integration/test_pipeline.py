@@ -225,3 +225,11 @@ def test_the_shifted_twin_is_the_baseline(tmp_path: Path) -> None:
         c for c in final["comparisons"] if (c["a"], c["metric"], c["variant"]) == ("shifted_twin", "delta_nll", "once")
     )
     assert attack["difference"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_mistyped_setting_binds_nobody(tmp_path: Path) -> None:
+    """The same folder serves once the mistake is mended."""
+    wrong = run(tmp_path, "--until", "setup", "--set", "data.source=/nonexistent.txt")
+    assert wrong.returncode == 2
+    assert "data.source" in wrong.stderr
+    assert run(tmp_path, "--until", "setup").returncode == 0

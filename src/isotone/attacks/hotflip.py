@@ -3,6 +3,7 @@
 Shapes: B documents, L tokens, P attackable positions, V vocabulary, D embedding.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,6 +27,8 @@ class HotFlip(DocumentAttack):
         flips: most edited tokens (Hamming distance).
         method: once or iterative.
         candidates: exactly evaluated pairs a round; iterative only.
+        per_position: most candidates at one position, so that one large gradient does not take them all; more where
+            there are too few positions. On search documents of the pocket model 2 found 3 % more than no bound.
     """
 
     name: ClassVar[str] = "hotflip"
@@ -33,12 +36,13 @@ class HotFlip(DocumentAttack):
     flips: int = 10
     method: Literal["once", "iterative"] = "iterative"
     candidates: int = 32
+    per_position: int = 2
 
     def __post_init__(self) -> None:
         if self.method not in ("once", "iterative"):
             raise ValueError(f"method: found {self.method!r}, allowed are once and iterative")
-        if self.flips < 1 or self.candidates < 1:
-            raise ValueError(f"flips and candidates must be at least 1, found {self}")
+        if min(self.flips, self.candidates, self.per_position) < 1:
+            raise ValueError(f"flips, candidates and per_position must be at least 1, found {self}")
 
     @property
     def variant(self) -> str:
@@ -76,7 +80,10 @@ class HotFlip(DocumentAttack):
         gradient = problem.target.gradient(current_BL, keep_cache=True)
         if len(state["history_RB2"]) == 0:
             state = state | {"best_B": gradient.nats_B}
-        pairs = [top_pairs(gains_PV, self.candidates) for gains_PV in _gains(problem, gradient.grad_BLD, state)]
+        per_row = max(self.per_position, math.ceil(self.candidates / len(problem.protocol.attackable)))
+        pairs = [
+            top_pairs(gains_PV, self.candidates, per_row) for gains_PV in _gains(problem, gradient.grad_BLD, state)
+        ]
         counts_B = torch.tensor([len(tokens) for _, tokens in pairs])
         sequences_N = torch.repeat_interleave(torch.arange(len(pairs)), counts_B)
         positions_N = torch.cat([positions for positions, _ in pairs]) + problem.protocol.attackable.start

@@ -1,6 +1,7 @@
 """Stage 0: pin the model, pack the data; shared by all seeds of an experiment."""
 
 from pathlib import Path
+from typing import Any
 
 from isotone import records
 from isotone.data import prepare_data
@@ -17,9 +18,10 @@ def run(context: Context) -> list[Path]:
         UsageError: the model or the corpus cannot be used, or another seed's setup stands for other settings.
     """
     config = context.experiment
-    _require_same_settings(context)
+    settings, settings_file = config_slice(config, context.seed, context.node), context.run.setup / "settings.json"
+    _require_same_settings(context, settings, settings_file)
     pin = pin_model(config.model)
-    if context.run.pinned_model.is_file() and records.read_json(context.run.pinned_model) != pin:
+    if settings_file.is_file() and records.read_json(context.run.pinned_model) != pin:
         raise UsageError(
             f"model.source {config.model.source}: its files are not the ones pinned in {context.run.pinned_model}; "
             f"bring them back, or start over with --only setup --fresh"
@@ -37,15 +39,14 @@ def run(context: Context) -> list[Path]:
             # how many documents a corpus has is known only at its end
             progress=lambda done, text: bar.set(done, max(done, config.data.num_documents or 0), text),
         )
+    records.write_json(settings_file, settings)  # last: a mistyped setting that failed binds nobody
     return [context.run.pinned_model, *sorted(p for p in context.run.data.iterdir() if p.is_file())]
 
 
-def _require_same_settings(context: Context) -> None:
+def _require_same_settings(context: Context, settings: dict[str, Any], path: Path) -> None:
     """Refuse to pack other settings over what other seeds were trained on."""
-    settings, path = config_slice(context.experiment, context.seed, context.node), context.run.setup / "settings.json"
     if path.is_file() and records.read_json(path) != settings:
         raise UsageError(
             f"{context.run.setup} was made for other values of model or data, and other seeds may use it; "
             f"choose another name or --out, or set it aside: isotone run … --only setup --fresh"
         )
-    records.write_json(path, settings)
