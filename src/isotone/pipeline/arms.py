@@ -112,15 +112,24 @@ def attack_vocabulary(context: Context, model: PreTrainedModel) -> Vocabulary:
     return Vocabulary.from_tokenizer(pinned_tokenizer(context), num_embeddings)
 
 
-def attacked_windows(context: Context, data: PackedData, split: str) -> tuple[list[Window], int]:
+def first_token(context: Context) -> int | None:
+    """Return the BOS that the tokenizer itself puts before a text, as Llama's and Gemma's do; None elsewhere."""
+    tokenizer = pinned_tokenizer(context)
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
+
+
+def attacked_windows(
+    context: Context, data: PackedData, split: str, first: int | None = None
+) -> tuple[list[Window], int]:
     """Return the documents of a split that every attack and arm sees, cut to the protocol, and how many were too short.
 
-    The choice depends on the corpus and the configuration alone.
+    The choice depends on the corpus and the configuration alone. ``first`` is put before each as its token 0.
     """
     config = context.experiment.attacks
     limit = {"attack_test": config.num_documents, "attack_search": config.num_search_documents}[split]
     documents = data.documents(split).shuffled(context.experiment.data.shuffle_seed)
-    return prefix_protocol(context).cut(documents, limit)
+    return prefix_protocol(context).cut(documents, limit, first)
 
 
 def _calibration_rows(context: Context, config: ConstraintConfig) -> torch.Tensor:

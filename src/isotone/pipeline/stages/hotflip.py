@@ -9,7 +9,7 @@ from isotone.attacks import HotFlip, PublishedHotFlip, RandomEdits, run_document
 from isotone.attacks.interface import DocumentAttack
 from isotone.config import Experiment
 from isotone.data.packed import open_packed
-from isotone.pipeline.arms import attack_vocabulary, attacked_windows, load_end, prefix_protocol
+from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
 from isotone.pipeline.context import Context
 from isotone.progress import ProgressBar
 
@@ -21,7 +21,7 @@ def run(context: Context) -> list[Path]:
     vocabulary, protocol = attack_vocabulary(context, model), prefix_protocol(context)
     outputs, documents = list[Path](), dict[str, Any]()
     for variant, (split, attack) in attacks(context.experiment, context.seed).items():
-        windows, num_short = attacked_windows(context, data, split)
+        windows, num_short = attacked_windows(context, data, split, first_token(context))
         documents[split] = {"attacked": len(windows), "too_short": num_short}
         path = context.run.documents(context.node, variant)
         with context.progress(len(windows), "document") as bar:
