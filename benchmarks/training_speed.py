@@ -4,7 +4,7 @@
 
 The three train the same GPT-NeoX on the same rows with the same batch, precision and optimizer, one step each in turns,
 so that a machine that slows down slows all of them; figures are medians. Exits with 3 if isotone's baseline is slower
-than the Trainer beyond noise (1 %), or the monotonic step takes more than 5 % longer than the baseline's.
+than the Trainer beyond noise (2 %), or the monotonic step takes more than 5 % longer than the baseline's.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from isotone.interruption import StopFlag
 from isotone.training import Trainer
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-NOISE = 0.01  # what the ratio of two equal programs was seen to vary by
+NOISE = 0.02  # by which the ratios of two runs on a shared machine differed
 NUM_WARMUP = 2  # steps that are not counted: allocators and caches fill
 
 
