@@ -69,6 +69,9 @@ ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME/seed-N, or runs/NAME.")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the experiment.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all runs.")]
+SiteOption = Annotated[
+    str | None, typer.Option(metavar="PROFILE", help="A site profile: a YAML file, or one that comes with isotone.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -119,6 +122,31 @@ def _epochs(text: str | None) -> Any:
     if value <= 0:
         raise UsageError(f"--max-epochs-per-run {text} must be above 0")
     return value
+
+
+@app.command()
+def submit(
+    experiment: ExperimentArgument,
+    seeds: Annotated[list[int], typer.Option("--seeds", metavar="N...", help="Else EXPERIMENT_SEED, else seeds.")] = [],  # noqa: B006
+    out: OutOption = Path("runs"),
+    overrides: SetOption = [],  # noqa: B006
+    site: SiteOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show graph, scripts and Slurm's answers.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Take the experiment's jobs out of the queue.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Submit an experiment to Slurm as a chain of jobs; again: only what is neither queued nor done."""
+    from isotone.config_io import load_experiment, resolve_seeds
+    from isotone.slurm import submission
+    from isotone.slurm.site import load_cluster
+
+    config = load_experiment(experiment, overrides)
+    act = submission.submit_experiment
+    if cancel:
+        act = submission.cancel_experiment
+    elif dry_run:
+        act = submission.show_experiment
+    act(config, load_cluster(site, config.cluster), resolve_seeds(config, seeds), out)
 
 
 @app.command()

@@ -60,6 +60,11 @@ class RunDirectory:
         return self.root / "results"
 
     @property
+    def jobs(self) -> Path:
+        """Slurm's job scripts, and which were submitted."""
+        return self.root / "jobs"
+
+    @property
     def attempts(self) -> Path:
         """One line for each time a node was started, and how it ended."""
         return self.root / "logs" / "attempts.jsonl"

@@ -24,6 +24,9 @@ from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.slices import config_slice
 from isotone.training.budget import Budget
 
+_LIGHT = {"setup", "aggregate"}
+"""Kinds whose results do not depend on the device."""
+
 _DERIVED = {"aggregate"}
 """Kinds that are made anew from their inputs in seconds: stale ones are simply redone."""
 
@@ -51,13 +54,14 @@ def run_nodes(request: Request, stop: StopFlag, say: Callable[[str], None] = pri
         UsageError: the configuration contradicts what stands in the run's folder, or this is no Linux or macOS.
     """
     require_platform()
-    experiment = resolve(request.experiment, request.run)
-    graph = Graph(experiment)
+    graph = Graph(request.experiment)
     chosen = _chosen(graph, request)
+    computes = any(node.kind not in _LIGHT for node in chosen)
+    experiment = resolve(request.experiment, request.run, computes=computes)
     if request.fresh:
         for node in chosen:
             _set_aside(request.run, node, say)
-    _prepare_torch(experiment, request.seed)
+    _prepare_torch(experiment, request.seed, computes)
     budget = Budget(request.max_epochs, request.max_minutes)
     for node in chosen:
         _bring_to_completion(Context(experiment, graph, request.run, request.seed, node, stop, budget, say))
@@ -178,10 +182,11 @@ def _stage(node: Node) -> Stage:
     return import_module(f"isotone.pipeline.stages.{node.kind}").run
 
 
-def _prepare_torch(experiment: Experiment, seed: int) -> None:
+def _prepare_torch(experiment: Experiment, seed: int, computes: bool) -> None:
     from isotone import determinism
 
-    determinism.prepare(seed, determinism.resolve_threads(experiment.runtime.threads), device=experiment.runtime.device)
+    device = determinism.resolve_device(experiment.runtime.device) if computes else "cpu"
+    determinism.prepare(seed, determinism.resolve_threads(experiment.runtime.threads), device)
 
 
 def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:
