@@ -139,7 +139,7 @@ class Cluster(Part):
     cpus: Count | None = None
     """--cpus-per-task of every stage, unless it has its own."""
     gpus: Annotated[int, Field(ge=0)] | None = None
-    """--gpus-per-node of the stages that compute (all but setup, aggregate and summary)."""
+    """--gpus-per-node of training; the other stages that compute (all but setup, aggregate, summary) get one."""
     gres: Word | None = None
     """--gres of the stages that compute, where GPUs are asked for that way."""
     nodes: Count | None = None
@@ -178,10 +178,10 @@ class Cluster(Part):
         """Return what the jobs of a stage ask for: its own values over those of all stages."""
         shared: dict[str, Any] = {key: getattr(self, key) for key in ("partition", "qos", "constraint", "time")}
         shared |= {"memory": self.memory, "cpus": self.cpus}
-        if stage not in LIGHT_STAGES:
-            shared |= {"gpus": self.gpus, "gres": self.gres}
         if stage.startswith("train_"):
-            shared["nodes"] = self.nodes
+            shared |= {"gpus": self.gpus, "gres": self.gres, "nodes": self.nodes}
+        elif stage not in LIGHT_STAGES:  # one process, one device
+            shared |= {"gpus": self.gpus and 1, "gres": self.gres}
         kinds = ("train", stage) if stage.startswith("train_") else (stage,)
         for kind in kinds:
             own = self.stages.get(kind, Resources()).model_dump(exclude_none=True)
