@@ -62,7 +62,8 @@ def decide(
         max_requeues: how often this job may requeue itself.
         job_id: the job's.
     """
-    experiment, seed = load_experiment(str(run.config), []), seed_of(run)
+    given = run.config if run.config.is_file() else run.jobs / "experiment.yaml"  # a setup that has not begun
+    experiment, seed = load_experiment(str(given), []), seed_of(run)
     graph = Graph(experiment)
     nodes = [node for node in graph.nodes if graph.stage_of(node) == stage]
     now = progress(run, nodes)
