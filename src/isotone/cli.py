@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from isotone.arguments import spread_lists
 from isotone.errors import IsotoneError, Stopped, UsageError
 from isotone.interruption import StopFlag
 
@@ -31,7 +32,7 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
     _stop = stop
     debug = "--debug" in arguments
     try:
-        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        code = app(spread_lists([a for a in arguments if a != "--debug"]), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
         _print_error("PARTIAL", stopped, debug)
@@ -69,6 +70,7 @@ ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME/seed-N, or runs/NAME.")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the experiment.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all runs.")]
+SeedsOption = Annotated[list[int], typer.Option("--seeds", metavar="N...", help="Several seeds: 42 1337 or 42,1337.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -80,8 +82,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 def run(
     experiment: ExperimentArgument,
     seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else the first of seeds.")] = None,
+    seeds: SeedsOption = [],  # noqa: B006 - typer copies it
     out: OutOption = Path("runs"),
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    overrides: SetOption = [],  # noqa: B006
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
     max_epochs_per_run: Annotated[
@@ -93,18 +96,42 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Set what these stages left aside, and start them over.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run an experiment to its end, or continue it: the same command does both."""
-    from isotone.config_io import load_experiment, resolve_seed
+    """Run an experiment to its end, or continue it: the same command does both.
+
+    With --seeds: one seed after the other, then the summary over them.
+    """
+    from isotone.config_io import load_experiment
     from isotone.pipeline.run_directory import RunDirectory
-    from isotone.pipeline.runner import Request, run_nodes
+    from isotone.pipeline.runner import Request, run_nodes, run_seeds
+    from isotone.pipeline.seeds import seeds_to_run
 
     config = load_experiment(experiment, overrides)
-    chosen_seed = resolve_seed(config, seed)
-    directory = RunDirectory.of(out, config.name, chosen_seed)
-    max_epochs = _epochs(max_epochs_per_run)
-    request = Request(config, directory, chosen_seed, until, only, fresh, max_epochs, max_minutes_per_run)
-    run_nodes(request, _stop, lambda line: print(line, file=sys.stderr, flush=True))
-    print(f"COMPLETE: {directory.root}")
+    options = (until, only, fresh, _epochs(max_epochs_per_run), max_minutes_per_run)
+    requests = [
+        Request(config, RunDirectory.of(out, config.name, chosen), chosen, *options)
+        for chosen in seeds_to_run(config, seed, seeds)
+    ]
+    if seeds:
+        print(f"COMPLETE: {run_seeds(requests, _stop, _say)}")
+    else:
+        run_nodes(requests[0], _stop, _say)
+        print(f"COMPLETE: {requests[0].run.root}")
+
+
+@app.command()
+def summarize(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="An experiment's folder, runs/NAME.")],
+    seeds: SeedsOption = [],  # noqa: B006
+    debug: DebugOption = False,
+) -> None:
+    """Write the results over several seeds; exit 4, and write nothing, where a seed is missing or stale."""
+    from isotone.pipeline.summary import summarize_seeds
+
+    print(summarize_seeds(runs, seeds, _say))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _epochs(text: str | None) -> Any:
@@ -123,7 +150,7 @@ def _epochs(text: str | None) -> Any:
 
 @app.command()
 def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Show how every stage of a run stands."""
+    """Show how every stage of a run stands, or of all seeds and their summary."""
     from isotone.pipeline.status import format_status, run_status
 
     rows = run_status(run_folder)

@@ -158,7 +158,13 @@ def differences_between_arms(experiment: Experiment) -> list[Json]:
 def quantities_of(
     findings: Mapping[str, ArmFindings], threshold: float | None, published_success: float
 ) -> dict[str, dict[Key, Quantity]]:
-    """Return every arm's quantities by key."""
+    """Return every arm's quantities by key.
+
+    Args:
+        findings: by arm.
+        threshold: τ, as in ``build_final_results``.
+        published_success: relative increase of the mean loss that the published accounting calls a success.
+    """
     found: dict[str, list[Quantity]] = {arm: evaluation_quantities(f.evaluation_rows) for arm, f in findings.items()}
     for arm, finding in findings.items():
         for rows in finding.hotflip_rows.values():

@@ -1,9 +1,9 @@
 """Paired statistics over documents crossed with seeds: estimates, intervals, tests and corrections.
 
 Shapes: S seeds (K of them), D documents (N of them). ``x_SD`` are sums over a document's scored tokens, ``n_D`` their
-numbers (``n_SD`` where each seed scores its own, as after the first flip); the estimate is always Σx/Σn, a ratio of sums
-and never a mean of ratios. Documents are crossed with seeds (each seed's models meet the same documents), never nested:
-a nested bootstrap covers far too rarely at 3 to 5 seeds.
+numbers (``n_SD`` where each seed scores its own, as after the first flip); the estimate is always Σx/Σn, a ratio of
+sums and never a mean of ratios. Documents are crossed with seeds (each seed's models meet the same documents), never
+nested: a nested bootstrap covers far too rarely at 3 to 5 seeds.
 """
 
 import math
