@@ -107,10 +107,8 @@ def run(
 
     config = load_experiment(experiment, overrides)
     options = (until, only, fresh, _epochs(max_epochs_per_run), max_minutes_per_run)
-    requests = [
-        Request(config, RunDirectory.of(out, config.name, chosen), chosen, *options)
-        for chosen in seeds_to_run(config, seed, seeds)
-    ]
+    config, chosen_seeds = seeds_to_run(config, seed, seeds)
+    requests = [Request(config, RunDirectory.of(out, config.name, s), s, *options) for s in chosen_seeds]
     if seeds:
         print(f"COMPLETE: {run_seeds(requests, _stop, _say)}")
     else:

@@ -17,13 +17,18 @@ AGGREGATE = Node("aggregate")
 
 
 def chosen_seeds(directory: ExperimentDirectory, given: Sequence[int] = ()) -> list[int]:
-    """Return the seeds to summarize, in ascending order: those given, else those of the resolved experiment.
+    """Return the seeds to summarize, in ascending order.
+
+    They are those given, else those of the summary that is there, else those of the resolved experiment: a summary that
+    is made again never leaves out a seed in silence.
 
     Raises:
         UsageError: a seed is given twice, or none is given and the runs' configurations name different seeds.
     """
     if given:
         return distinct(given)
+    if directory.summary_record.is_file():
+        return sorted(records.read_json(directory.summary_record)["seeds"])
     named = {seed: sorted(load_experiment(run.config).seeds) for seed, run in directory.runs.items()}
     (first, seeds), *others = named.items()
     for other, others_seeds in others:
@@ -47,18 +52,21 @@ def distinct(seeds: Sequence[int]) -> list[int]:
     return sorted(seeds)
 
 
-def seeds_to_run(experiment: Experiment, seed: int | None, seeds: Sequence[int]) -> list[int]:
-    """Return the seeds of a command: those of --seeds in their order, else the one of ``resolve_seed``.
+def seeds_to_run(experiment: Experiment, seed: int | None, seeds: Sequence[int]) -> tuple[Experiment, list[int]]:
+    """Return the experiment and the seeds of a command: those of --seeds in their order, else that of ``resolve_seed``.
+
+    With --seeds, they become the experiment's own, so that what comes later knows which seeds belong together.
 
     Raises:
         UsageError: both options are given, a seed is given twice or is no seed.
     """
     if not seeds:
-        return [resolve_seed(experiment, seed)]
+        return experiment, [resolve_seed(experiment, seed)]
     if seed is not None:
         raise UsageError("give either --seed or --seeds, not both")
     distinct(seeds)
-    return [resolve_seed(experiment, each) for each in seeds]
+    found = [resolve_seed(experiment, each) for each in seeds]
+    return experiment.model_copy(update={"seeds": tuple(found)}), found
 
 
 def left_out(directory: ExperimentDirectory, seeds: Sequence[int]) -> list[int]:

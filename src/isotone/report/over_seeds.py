@@ -209,23 +209,15 @@ def _by_seed_table(run: SummaryFiles) -> Table:
 
 def _attack_table(run: SummaryFiles, attack: str) -> Table:
     """One row an arm and variant: losses and success over all seeds."""
-    columns = [
-        "Arm, attack",
-        "Documents",
-        "Clean, nats",
-        "Attacked, nats",
-        "Δ, nats per token [95\u00a0%]",
-        "Success [95\u00a0%]",
-        "Δ through text",
-        "Published: success",
-        "Published: degradation",
-    ]
+    columns = ["Arm, attack", "Documents", "Clean, nats", "Attacked, nats", "Δ, nats per token [95\u00a0%]"]
+    if attack == "triggers":
+        columns += ["minus shifted text [95\u00a0%]", "minus random trigger [95\u00a0%]"]
+    else:
+        columns += ["Success [95\u00a0%]", "Δ through text", "Published: success", "Published: degradation"]
     rows = []
     for arm in run.arms:
         for variant in run.primary_variants(attack):
             entry = run.entry(arm, attack, variant)
-            success = run.attacked(arm, "success_rate", attack, variant)
-            published = entry.get("published_accounting") or {}
             rows.append(
                 [
                     f"{arm}, {content.attack_name(attack, variant)}",
@@ -233,13 +225,25 @@ def _attack_table(run: SummaryFiles, attack: str) -> Table:
                     number(entry.get("clean_nll")),
                     number(entry.get("attacked_nll")),
                     content.value(run.attacked(arm, "delta_nll", attack, variant)),
-                    content.success_share(success) if success.get("value") is not None else MISSING,
-                    signed(entry.get("text_space_delta_nll")),
-                    share(published.get("success_rate")),
-                    share(published.get("degradation")),
+                    *(_controls(run, arm, variant) if attack == "triggers" else _successes(run, arm, attack, variant)),
                 ]
             )
     return Table(f"{content.attack_name(attack)}: primary figures over all seeds", columns, rows)
+
+
+def _controls(run: SummaryFiles, arm: str, variant: str) -> list[str]:
+    return [content.value(run.attacked(arm, f"delta_minus_{c}", "triggers", variant)) for c in ("shift", "random")]
+
+
+def _successes(run: SummaryFiles, arm: str, attack: str, variant: str) -> list[str]:
+    entry, success = run.entry(arm, attack, variant), run.attacked(arm, "success_rate", attack, variant)
+    published = entry.get("published_accounting") or {}
+    return [
+        content.success_share(success) if success.get("value") is not None else MISSING,
+        signed(entry.get("text_space_delta_nll")),
+        share(published.get("success_rate")),
+        share(published.get("degradation")),
+    ]
 
 
 def _differences_by_seed(run: SummaryFiles, comparisons: Sequence[Json]) -> Table:

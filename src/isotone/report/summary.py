@@ -28,7 +28,7 @@ def summary_text_over_seeds(results: SummaryResults) -> str:
     seeds = ", ".join(map(str, results.seeds))
     thresholds = [f"{seed}: {number(tau)}" for seed, tau in results.success_thresholds.items()]
     note = f"Success is counted with each seed's own τ, nats per scored token ({'; '.join(thresholds)})."
-    by_seed = [*_aligned(_rows_by_seed(results)), "", note]
+    by_seed = [*_aligned(_rows_by_seed(results)), *textwrap.wrap(note, 108)]
     return _text(f"{results.experiment}, seeds {seeds}", results, results.pooled, _block("By seed", by_seed))
 
 
@@ -98,7 +98,9 @@ def _rows_by_seed(results: SummaryResults) -> list[list[str]]:
     """One row a clean perplexity and a primary Δ of an arm, one column a seed."""
     rows = [["measure", "arm", *map(str, results.seeds)]]
     shown = [m for m in results.measurements if _is_headline(m)]
-    for name, arm in dict.fromkeys((_headline(m), m.arm) for m in shown):
+    names = list(dict.fromkeys(_headline(m) for m in shown))
+    pairs = dict.fromkeys((_headline(m), m.arm) for m in shown)
+    for name, arm in sorted(pairs, key=lambda pair: names.index(pair[0])):  # arms of one measure stand together
         of_row = {m.seed: m.value for m in shown if (_headline(m), m.arm) == (name, arm)}
         digits = 2 if name == "perplexity" else 3
         rows.append([name, arm, *(number(of_row.get(seed), digits) for seed in results.seeds)])
