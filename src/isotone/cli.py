@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from isotone.arguments import spread_lists
 from isotone.errors import IsotoneError, Stopped, UsageError
 from isotone.interruption import StopFlag
 
@@ -31,7 +32,7 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
     _stop = stop
     debug = "--debug" in arguments
     try:
-        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        code = app(spread_lists([a for a in arguments if a != "--debug"]), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
         _print_error("PARTIAL", stopped, debug)
@@ -72,6 +73,7 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all ru
 SiteOption = Annotated[
     str | None, typer.Option(metavar="PROFILE", help="A site profile: a YAML file, or one that comes with isotone.")
 ]
+SeedsOption = Annotated[list[int], typer.Option("--seeds", metavar="N...", help="Several seeds: 42 1337 or 42,1337.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -83,8 +85,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 def run(
     experiment: ExperimentArgument,
     seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else the first of seeds.")] = None,
+    seeds: SeedsOption = [],  # noqa: B006 - typer copies it
     out: OutOption = Path("runs"),
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    overrides: SetOption = [],  # noqa: B006
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
     max_epochs_per_run: Annotated[
@@ -96,18 +99,40 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Set what these stages left aside, and start them over.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run an experiment to its end, or continue it: the same command does both."""
-    from isotone.config_io import load_experiment, resolve_seed
+    """Run an experiment to its end, or continue it: the same command does both.
+
+    With --seeds: one seed after the other, then the summary over them.
+    """
+    from isotone.config_io import load_experiment
     from isotone.pipeline.run_directory import RunDirectory
-    from isotone.pipeline.runner import Request, run_nodes
+    from isotone.pipeline.runner import Request, run_nodes, run_seeds
+    from isotone.pipeline.seeds import seeds_to_run
 
     config = load_experiment(experiment, overrides)
-    chosen_seed = resolve_seed(config, seed)
-    directory = RunDirectory.of(out, config.name, chosen_seed)
-    max_epochs = _epochs(max_epochs_per_run)
-    request = Request(config, directory, chosen_seed, until, only, fresh, max_epochs, max_minutes_per_run)
-    run_nodes(request, _stop, lambda line: print(line, file=sys.stderr, flush=True))
-    print(f"COMPLETE: {directory.root}")
+    options = (until, only, fresh, _epochs(max_epochs_per_run), max_minutes_per_run)
+    config, chosen_seeds = seeds_to_run(config, seed, seeds)
+    requests = [Request(config, RunDirectory.of(out, config.name, s), s, *options) for s in chosen_seeds]
+    if seeds:
+        print(f"COMPLETE: {run_seeds(requests, _stop, _say)}")
+    else:
+        run_nodes(requests[0], _stop, _say)
+        print(f"COMPLETE: {requests[0].run.root}")
+
+
+@app.command()
+def summarize(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="An experiment's folder, runs/NAME.")],
+    seeds: SeedsOption = [],  # noqa: B006
+    debug: DebugOption = False,
+) -> None:
+    """Write the results over several seeds; exit 4, and write nothing, where a seed is missing or stale."""
+    from isotone.pipeline.summary import summarize_seeds
+
+    print(summarize_seeds(runs, seeds, _say))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _epochs(text: str | None) -> Any:
@@ -127,7 +152,7 @@ def _epochs(text: str | None) -> Any:
 @app.command()
 def submit(
     experiment: ExperimentArgument,
-    seeds: Annotated[list[int], typer.Option("--seeds", metavar="N...", help="Else EXPERIMENT_SEED, else seeds.")] = [],  # noqa: B006
+    seeds: SeedsOption = [],  # noqa: B006
     out: OutOption = Path("runs"),
     overrides: SetOption = [],  # noqa: B006
     site: SiteOption = None,
@@ -135,23 +160,27 @@ def submit(
     cancel: Annotated[bool, typer.Option("--cancel", help="Take the experiment's jobs out of the queue.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Submit an experiment to Slurm as a chain of jobs; again: only what is neither queued nor done."""
-    from isotone.config_io import load_experiment, resolve_seeds
+    """Submit an experiment to Slurm as a chain of jobs; again: only what is neither queued nor done.
+
+    Without --seeds: EXPERIMENT_SEED if set, else all seeds of the experiment.
+    """
+    from isotone.config_io import load_experiment
+    from isotone.pipeline.seeds import seeds_to_submit
     from isotone.slurm import submission
     from isotone.slurm.site import load_cluster
 
-    config = load_experiment(experiment, overrides)
+    config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
     act = submission.submit_experiment
     if cancel:
         act = submission.cancel_experiment
     elif dry_run:
         act = submission.show_experiment
-    act(config, load_cluster(site, config.cluster), resolve_seeds(config, seeds), out)
+    act(config, load_cluster(site, config.cluster), chosen_seeds, out)
 
 
 @app.command()
 def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Show how every stage of a run stands."""
+    """Show how every stage of a run stands, or of all seeds and their summary."""
     from isotone.pipeline.status import format_status, run_status
 
     rows = run_status(run_folder)

@@ -97,21 +97,6 @@ def resolve_seed(experiment: Experiment, seed: int | None = None, environment: M
     return int(found)
 
 
-def resolve_seeds(
-    experiment: Experiment, seeds: Sequence[int] = (), environment: Mapping[str, str] = os.environ
-) -> list[int]:
-    """Return the seeds of several runs: those given, else EXPERIMENT_SEED alone, else all of ``seeds``.
-
-    Raises:
-        UsageError: one is not a whole number from 0 to 2^63 - 1.
-    """
-    if not seeds and not environment.get("EXPERIMENT_SEED", "").strip():
-        return list(experiment.seeds)
-    return [resolve_seed(experiment, seed, environment) for seed in dict.fromkeys(seeds)] or [
-        resolve_seed(experiment, None, environment)
-    ]
-
-
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

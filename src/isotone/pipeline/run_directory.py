@@ -1,5 +1,6 @@
-"""Where everything of a run lies: runs/NAME/seed-N, and runs/NAME/setup for what all seeds share."""
+"""Where everything of a run lies: runs/NAME/seed-N, runs/NAME/setup for what all seeds share, and their summary."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,3 +120,44 @@ class RunDirectory:
     def resolve(self, name: str) -> Path:
         """Return the path that ``relative`` named."""
         return self.root.parent / name if name.startswith("setup/") else self.root / name
+
+
+@dataclass(frozen=True)
+class ExperimentDirectory:
+    """The folder of an experiment, runs/NAME: a run a seed, and the summary over them."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, folder: Path) -> "ExperimentDirectory":
+        """Return the experiment whose folder this is.
+
+        Raises:
+            UsageError: it holds no run.
+        """
+        found = cls(folder)
+        if not found.runs:
+            one = (folder / "config.yaml").is_file()
+            hint = f"; it is one run: give {folder.resolve().parent}" if one else " (an experiment is runs/NAME)"
+            raise UsageError(f"{folder} holds no run: there is no seed-N/config.yaml in it{hint}")
+        return found
+
+    @property
+    def runs(self) -> dict[int, RunDirectory]:
+        """The runs that have begun, by seed in ascending order."""
+        named = [(re.fullmatch(r"seed-(\d+)", path.parent.name), path) for path in self.root.glob("seed-*/config.yaml")]
+        return dict(sorted((int(name[1]), RunDirectory(path.parent)) for name, path in named if name))
+
+    def run(self, seed: int) -> RunDirectory:
+        """The run of a seed, begun or not."""
+        return RunDirectory(self.root / f"seed-{seed}")
+
+    @property
+    def summary(self) -> Path:
+        """The results over seeds."""
+        return self.root / "summary"
+
+    @property
+    def summary_record(self) -> Path:
+        """What says that the summary is complete, and from what it was made."""
+        return self.summary / "record.json"

@@ -4,10 +4,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from isotone import records
@@ -20,7 +21,8 @@ from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.lease import lease
 from isotone.pipeline.record import Standing, standing, write_record
 from isotone.pipeline.resolve import resolve
-from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
+from isotone.pipeline.seeds import why_incomplete
 from isotone.pipeline.slices import config_slice
 from isotone.training.budget import Budget
 
@@ -45,8 +47,16 @@ class Request:
     max_minutes: float | None = None
 
 
-def run_nodes(request: Request, stop: StopFlag, say: Callable[[str], None] = print) -> None:
+def run_nodes(
+    request: Request, stop: StopFlag, say: Callable[[str], None] = print, budget: Budget | None = None
+) -> None:
     """Bring every requested node to completion.
+
+    Args:
+        request: what was asked for.
+        stop: read wherever a node can stop safely.
+        say: where lines for the user go.
+        budget: what this process may spend on training; that of the request unless given.
 
     Raises:
         Stopped: a part was saved; run again to continue.
@@ -62,9 +72,36 @@ def run_nodes(request: Request, stop: StopFlag, say: Callable[[str], None] = pri
         for node in chosen:
             _set_aside(request.run, node, say)
     _prepare_torch(experiment, request.seed, computes)
-    budget = Budget(request.max_epochs, request.max_minutes)
+    budget = budget or Budget(request.max_epochs, request.max_minutes)
     for node in chosen:
         _bring_to_completion(Context(experiment, graph, request.run, request.seed, node, stop, budget, say))
+
+
+def run_seeds(requests: Sequence[Request], stop: StopFlag, say: Callable[[str], None] = print) -> Path:
+    """Run one seed after the other in this process, with one budget for all, then summarize them.
+
+    Args:
+        requests: of one experiment, one a seed, alike but for the seed.
+        stop: as in ``run_nodes``, as is ``say``.
+
+    Returns:
+        The summary, or the experiment's folder where only some stages were asked for and seeds are not complete yet.
+
+    Raises:
+        IsotoneError: as ``run_nodes`` and ``summarize_seeds``; seeds after the one that raised it were not begun.
+    """
+    from isotone.pipeline.summary import summarize_seeds
+
+    first, directory = requests[0], ExperimentDirectory(requests[0].run.root.parent)
+    budget = Budget(first.max_epochs, first.max_minutes)
+    for request in requests:
+        say(f"seed {request.seed}")
+        run_nodes(request, stop, say, budget)
+    seeds = [request.seed for request in requests]
+    if (first.until or first.only) and any(why_incomplete(directory.run(seed), seed) for seed in seeds):
+        say("summary: not written, as it needs all stages of all seeds")
+        return directory.root
+    return summarize_seeds(directory.root, seeds, say)
 
 
 def _chosen(graph: Graph, request: Request) -> list[Node]:
