@@ -27,7 +27,7 @@ PHASES = {
     "hotflip": "attack",
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
-NOT_COMPARED = {"records", "logs", "leases", "work", "report.html", "timing.jsonl", "attempt.json"}
+NOT_COMPARED = {"records", "logs", "jobs", "leases", "work", "report.html", "timing.jsonl", "attempt.json"}
 """What holds times, hosts and process numbers."""
 
 

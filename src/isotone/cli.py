@@ -181,9 +181,10 @@ def submit(
 @app.command()
 def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Show how every stage of a run stands, or of all seeds and their summary."""
-    from isotone.pipeline.status import format_status, run_status
+    from isotone.pipeline.status import format_status
+    from isotone.slurm.watch import status_with_jobs
 
-    rows = run_status(run_folder)
+    rows = status_with_jobs(run_folder)
     print(json.dumps(rows, indent=1) if as_json else format_status(rows))
 
 
@@ -191,8 +192,9 @@ def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOpt
 def why(run_folder: RunArgument, debug: DebugOption = False) -> None:
     """Say why a run is not complete, and what to do."""
     from isotone.pipeline.status import explain_run
+    from isotone.slurm.watch import status_with_jobs
 
-    print(explain_run(run_folder))
+    print(explain_run(run_folder, status_with_jobs(run_folder)))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """A real Slurm on this host alone: munged, slurmctld and slurmd, with their files in one folder, ended by process id.
 
-Partitions over one node: ``normal``; ``urgent``, whose jobs preempt those of ``normal`` (requeued after a grace time);
-``closed``, for accounts that nobody here has. Needs root and Debian's slurm-wlm.
+Two partitions over one node: ``normal``, and ``urgent``, whose jobs preempt those of ``normal`` (requeued after a grace
+time). Needs root and Debian's slurm-wlm.
 """
 
 import contextlib
@@ -55,7 +55,6 @@ Waittime=0
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=20000 State=UNKNOWN
 PartitionName=normal Nodes={host} Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=20 OverSubscribe=NO
-PartitionName=closed Nodes={host} State=UP AllowAccounts=insiders
 PartitionName=urgent Nodes={host} MaxTime=60 State=UP PriorityTier=10 OverSubscribe=NO PreemptMode=OFF
 """
 

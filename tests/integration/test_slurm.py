@@ -221,7 +221,6 @@ def test_several_seeds_share_one_setup_and_end_in_a_summary(cluster: SlurmCluste
     ("change", "told"),
     [
         ("cluster.partition=nowhere", "cluster.partition"),
-        ("cluster.partition=closed", "cluster.account"),
         ("cluster.time=48:00:00", "cluster.time"),
         ("cluster.time=1:00", "cluster.lead_time"),
         ("cluster.memory=900G", "cluster.memory"),

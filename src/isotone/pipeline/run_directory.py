@@ -26,9 +26,9 @@ class RunDirectory:
         Raises:
             UsageError: the folder holds no run, or several; they are named.
         """
-        if (folder / "config.yaml").is_file():
+        if cls(folder).experiment_file.is_file():
             return cls(folder)
-        runs = sorted(p.parent for p in folder.glob("seed-*/config.yaml"))
+        runs = sorted(p for p in folder.glob("seed-*") if cls(p).experiment_file.is_file())
         if len(runs) == 1:
             return cls(runs[0])
         if runs:
@@ -39,6 +39,11 @@ class RunDirectory:
     def config(self) -> Path:
         """The resolved experiment."""
         return self.root / "config.yaml"
+
+    @property
+    def experiment_file(self) -> Path:
+        """The experiment: as resolved, or as it was submitted where no job has begun."""
+        return self.config if self.config.is_file() else self.jobs / "experiment.yaml"
 
     @property
     def setup(self) -> Path:
@@ -144,9 +149,9 @@ class ExperimentDirectory:
 
     @property
     def runs(self) -> dict[int, RunDirectory]:
-        """The runs that have begun, by seed in ascending order."""
-        named = [(re.fullmatch(r"seed-(\d+)", path.parent.name), path) for path in self.root.glob("seed-*/config.yaml")]
-        return dict(sorted((int(name[1]), RunDirectory(path.parent)) for name, path in named if name))
+        """The runs that have begun or were submitted, by seed in ascending order."""
+        named = [(re.fullmatch(r"seed-(\d+)", path.name), RunDirectory(path)) for path in self.root.glob("seed-*")]
+        return dict(sorted((int(name[1]), run) for name, run in named if name and run.experiment_file.is_file()))
 
     def run(self, seed: int) -> RunDirectory:
         """The run of a seed, begun or not."""

@@ -30,7 +30,7 @@ def chosen_seeds(directory: ExperimentDirectory, given: Sequence[int] = ()) -> l
         return distinct(given)
     if directory.summary_record.is_file():
         return sorted(records.read_json(directory.summary_record)["seeds"])
-    named = {seed: sorted(load_experiment(run.config).seeds) for seed, run in directory.runs.items()}
+    named = {seed: sorted(load_experiment(run.experiment_file).seeds) for seed, run in directory.runs.items()}
     (first, seeds), *others = named.items()
     for other, others_seeds in others:
         if others_seeds != seeds:
@@ -107,8 +107,8 @@ def _missing(directory: ExperimentDirectory, seed: int) -> str | None:
     if reason is None:
         return None
     runs = directory.runs
-    config = (runs.get(seed) or next(iter(runs.values()))).config
-    command = ["isotone", "run", str(config), "--seed", str(seed), "--out", str(config.parents[2])]
+    config = (runs.get(seed) or next(iter(runs.values()))).experiment_file
+    command = ["isotone", "run", str(config), "--seed", str(seed), "--out", str(directory.root.parent)]
     return f"seed {seed} is missing: {reason}; bring it: {shlex.join(command)}"
 
 
@@ -116,7 +116,7 @@ def why_incomplete(run: RunDirectory, seed: int) -> str | None:
     """Say which node of a run is not complete, the cause before what waits for it; None if all are."""
     if not run.config.is_file():
         return f"{run.root} has not been started"
-    experiment = load_experiment(run.config)
+    experiment = load_experiment(run.experiment_file)
     graph = Graph(experiment)
     for node in graph.nodes:
         if (now := standing(run, graph, experiment, seed, node)).state != "complete":
@@ -126,7 +126,7 @@ def why_incomplete(run: RunDirectory, seed: int) -> str | None:
 
 def _unlike(directory: ExperimentDirectory, first: int, seed: int) -> str | None:
     """Name the first key in which two seeds' configurations differ, of what any of their nodes uses."""
-    one, other = (load_experiment(directory.run(s).config) for s in (first, seed))
+    one, other = (load_experiment(directory.run(s).experiment_file) for s in (first, seed))
     for node in [AGGREGATE, *Graph(one).nodes]:  # equal arms come first: without them the graphs would differ
         for key, a, b in different_values(config_slice(one, 0, node), config_slice(other, 0, node)):
             return (
@@ -159,7 +159,7 @@ def planned_seeds(directory: ExperimentDirectory) -> list[int]:
     seeds = set(directory.runs)
     if directory.summary_record.is_file():
         return sorted(seeds | set(records.read_json(directory.summary_record)["seeds"]))
-    return sorted(seeds.union(*(load_experiment(run.config).seeds for run in directory.runs.values())))
+    return sorted(seeds.union(*(load_experiment(run.experiment_file).seeds for run in directory.runs.values())))
 
 
 def _why_stale(directory: ExperimentDirectory, record: dict[str, Any]) -> str | None:
@@ -174,7 +174,7 @@ def _why_stale(directory: ExperimentDirectory, record: dict[str, Any]) -> str | 
 
 def experiment_of(directory: ExperimentDirectory, seed: int) -> Experiment:
     """Return the resolved experiment of a seed's run."""
-    return load_experiment(directory.run(seed).config)
+    return load_experiment(directory.run(seed).experiment_file)
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -44,7 +44,7 @@ def run_status(folder: Path) -> list[Row]:
 
 
 def _status_of(run: RunDirectory) -> list[Row]:
-    experiment = load_experiment(str(run.config), [])
+    experiment = load_experiment(str(run.experiment_file), [])
     graph, seed = Graph(experiment), seed_of(run)
     last = _last_attempts(run)
     return [_row(run, graph, experiment, seed, node, last.get(str(node))) for node in graph.nodes]
@@ -137,12 +137,15 @@ def _open_lines(seed: int, rows: Iterable[Row]) -> list[str]:
     return [f"seed {seed}: {row['node']} is {row['state']} ({row['reason']})" for row in found]
 
 
-def explain_run(folder: Path) -> str:
+def explain_run(folder: Path, rows: list[Row]) -> str:
     """Return why a run is not complete: the first cause, then what waits for it, and what to do.
 
     Of a folder with several seeds, the same for each of them, and what the summary waits for.
+
+    Args:
+        folder: the run's, or runs/NAME.
+        rows: how it stands.
     """
-    rows = run_status(folder)
     if "seed" not in rows[0]:
         return _explanation(str(folder), rows)
     *of_seeds, summary = rows
@@ -166,7 +169,10 @@ def _explanation(name: str, rows: list[Row]) -> str:
         if row["state"] != "blocked":
             advice = _ADVICE.get(row["state"])
             lines.append(f"{row['node']} is {row['state']}: {row['reason']}" + (f"; {advice}" if advice else ""))
-    blocked = [row["node"] for row in open_rows if row["state"] == "blocked"]
+    blocked = [row for row in open_rows if row["state"] == "blocked"]
     if blocked:
-        lines.append(f"waiting for that: {', '.join(blocked)}")
+        lines.append(f"waiting for that: {', '.join(row['node'] for row in blocked)}")
+    gone = dict.fromkeys(row["job"]["id"] for row in blocked if row.get("job", {}).get("queue") == "GONE")
+    if gone:
+        lines.append(f"no longer in the queue: jobs {', '.join(gone)}; isotone submit submits them again")
     return "\n".join(lines)

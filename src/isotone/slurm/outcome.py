@@ -62,8 +62,7 @@ def decide(
         max_requeues: how often this job may requeue itself.
         job_id: the job's.
     """
-    given = run.config if run.config.is_file() else run.jobs / "experiment.yaml"  # a setup that has not begun
-    experiment, seed = load_experiment(str(given), []), seed_of(run)
+    experiment, seed = load_experiment(str(run.experiment_file), []), seed_of(run)
     graph = Graph(experiment)
     nodes = [node for node in graph.nodes if graph.stage_of(node) == stage]
     now = progress(run, nodes)

@@ -99,13 +99,29 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 def num_nodes(partition: str | None) -> int | None:
     """Return how many nodes a partition has (all, where none is named); None where sinfo does not answer."""
+    return len({node for node, _ in _nodes_and_limits(partition)}) or None
+
+
+def longest_time(partition: str | None) -> str | None:
+    """Return the longest limit that a partition (the default one, where none is named) allows; None where unknown.
+
+    sbatch takes a longer one without a word where the cluster does not enforce limits, and the job waits for ever.
+    """
+    limits = {limit for _, limit in _nodes_and_limits(partition, default=True)}
+    return limits.pop() if len(limits) == 1 and not limits & {"infinite", "n/a"} else None
+
+
+def _nodes_and_limits(partition: str | None, default: bool = False) -> list[tuple[str, str]]:
+    """Return name and longest limit of every node of a partition; nothing where sinfo does not answer."""
     asked = [f"--partition={partition}"] if partition else []
     try:
-        answer = call("sinfo", "--noheader", "--format=%N %D", *asked)
+        answer = call("sinfo", "--noheader", "--Node", "--format=%N %l %P", *asked)
     except UsageError:
-        return None
-    counts = {line.split()[0]: int(line.split()[1]) for line in answer.stdout.splitlines() if line.strip()}
-    return sum(counts.values()) if answer.returncode == 0 else None
+        return []
+    rows = [line.split() for line in answer.stdout.splitlines() if line.strip()]
+    if default and not partition:
+        rows = [row for row in rows if row[2].endswith("*")]
+    return [(node, limit) for node, limit, _ in rows] if answer.returncode == 0 else []
 
 
 def call(

@@ -53,8 +53,8 @@ class JobScript:
     @property
     def job_name(self) -> str:
         """Return the name that the queue shows."""
-        seed = "all" if self.stage == "summary" else str(self.seed)
-        return f"{self.name}-s{seed}-{self.number}-{self.stage}"
+        seed = "" if self.stage == "summary" else f"-s{self.seed}"
+        return f"{self.name}{seed}-{self.number}-{self.stage}"
 
 
 def render(job: JobScript, cluster: Cluster) -> str:

@@ -117,8 +117,7 @@ def require_shared_folder(out: Path, cluster: Cluster) -> None:
     local = next((folder for folder in (*_LOCAL_FOLDERS, *named) if out.is_relative_to(folder)), None)
     if local is None and (place is None or mounts[place] not in _LOCAL_TYPES):
         return
-    nodes = queue.num_nodes(cluster.partition)
-    if nodes is None or nodes > 1:
+    if (queue.num_nodes(cluster.partition) or 1) > 1:
         where = local or f"{place} ({mounts[place] if place else ''})"
         raise UsageError(
             f"--out {out}: {where} belongs to this node alone, the jobs' nodes do not see it; choose a folder on a "
@@ -153,6 +152,12 @@ def _refusal(link: Link, cluster: Cluster) -> str | None:
         return (
             f"{link.job.stage}: its limit of {limit} leaves no time before the signal to save (cluster.lead_time "
             f"{cluster.lead_time}); set a longer cluster.time or a shorter cluster.lead_time"
+        )
+    longest = queue.longest_time(cluster.resources(link.job.stage).partition)
+    if limit and longest and duration_s(limit) > duration_s(longest):
+        return (
+            f"{link.job.stage}: its limit of {limit} is over the partition's longest, {longest}; set a shorter "
+            f"cluster.time (the stage continues under the same job), or another cluster.partition"
         )
     said = queue.refusal(render(link.job, cluster), _environment(link))
     if said is None:
