@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from isotone.arguments import spread_lists
 from isotone.config_io import list_presets, load_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def _commands(page: Path) -> list[list[str]]:
     lines = [line for block in _blocks(page, "bash") for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     found = [w[w.index("isotone") + 1 :] for w in words if "isotone" in w]
-    return [w[: w.index(">")] if ">" in w else w for w in found]
+    return [spread_lists(w[: w.index(">")] if ">" in w else w) for w in found]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
