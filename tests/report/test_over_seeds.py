@@ -190,7 +190,7 @@ def test_what_decides_no_result_may_differ(own: Path) -> None:
 def test_a_seed_that_was_not_asked_for_is_named_and_not_used(own: Path) -> None:
     lines: list[str] = []
     summarize_seeds(own, [46, 42], lines.append)
-    assert lines[0] == "seed-44 is not among the seeds 42, 46: not used"
+    assert lines[0] == "seed-44 is not used: the summary is over seeds 42, 46"
     assert results(own / "summary")["seeds"] == [42, 46]
     assert {m["seed"] for m in results(own / "summary")["measurements"]} == {42, 46}
 

@@ -84,7 +84,8 @@ def render_summary(results: Json, config: Path) -> str:
     """
     run = SummaryFiles(config, results)
     sections = [_conclusions(run), _cost(run), _attacks(run), _comparisons(run), _certificates(run), _fairness(run)]
-    title = f"{run.config['name']} · seeds {', '.join(map(str, run.seeds))}"
+    word = "seeds" if len(run.seeds) > 1 else "seed"
+    title = f"{run.config['name']} · {word} {', '.join(map(str, run.seeds))}"
     return render_page(title=title, run=run, sections=[*sections, _seeds(run)])
 
 
