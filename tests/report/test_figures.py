@@ -32,10 +32,15 @@ def test_figure_is_an_element_in_the_pages_colours() -> None:
 def test_interval_rows_stand_in_their_order_with_their_ends() -> None:
     rows = [Interval("baseline", 0, 2.0, 1.0, 3.0), Interval("arm_7", NUM_COLORS + 1, 5.0)]
     svg = intervals("intervals", rows, "perplexity", zero=True)
-    assert intervals("intervals", [rows[0], Interval("arm_7", NUM_COLORS + 1, 5.0, points=(2, 4))], "p").count(
-        "<use"
-    ) == (intervals("intervals", rows, "p").count("<use") + 2)
     heights = {label: float(y) for y, label in re.findall(r'y="([0-9.]+)"[^>]*>(baseline|arm_7)</text>', svg)}
     assert heights["baseline"] < heights["arm_7"]
     assert svg.count("stroke: var(--arm-0); stroke-opacity: 0.55") == 1
     assert "var(--arm-1)" in svg
+
+
+def test_each_point_that_a_figure_is_made_from_has_its_mark() -> None:
+    plain, with_points = (
+        intervals("intervals", [Interval("baseline", 0, 2.0, 1.0, 3.0, points)], "perplexity")
+        for points in ((), (1.5, 2.5))
+    )
+    assert with_points.count("<use") == plain.count("<use") + 2
