@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -96,7 +97,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
     )
 
 
-def _rows(run: RunDirectory, node: Node, variant: str | None = None) -> list[dict]:
+def _rows(run: RunDirectory, node: Node, variant: str | None = None) -> list[dict[str, Any]]:
     return records.JsonLines(run.documents(node, variant)).read()
 
 
