@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from isotone.arguments import spread_lists
 from isotone.cluster import Cluster
 from isotone.config_io import list_presets, load_experiment
 from isotone.slurm.site import load_cluster
@@ -28,7 +29,7 @@ def _commands(page: Path) -> list[list[str]]:
     lines = [line for block in _blocks(page, "bash") for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     found = [w[w.index("isotone") + 1 :] for w in words if "isotone" in w]
-    return [w[: w.index(">")] if ">" in w else w for w in found]
+    return [spread_lists(w[: w.index(">")] if ">" in w else w) for w in found]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
