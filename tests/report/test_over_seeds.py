@@ -250,7 +250,7 @@ def test_status_shows_all_seeds_and_the_summary(own: Path) -> None:
     assert one(rows, seed=44, node="hotflip.monotonic")["state"] == "waiting"
     assert rows[-1]["state"] == "stale"
     assert max(map(len, format_status(rows).splitlines()[:-1])) <= 100
-    text = explain_run(own)
+    text = explain_run(own, run_status(own))
     assert "seed 42 is complete." in text
     assert "seed 44:\n  hotflip.monotonic is waiting" in text
     assert "the summary is stale: seed 44" in text
