@@ -1,0 +1,268 @@
+"""Measures a machine's rates with the experiment's own model; run in a process of its own, for it imports torch.
+
+    python -m isotone.planning.measure < experiment.yaml     prints the rates as JSON
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isotone import records
+from isotone.config import Data, Experiment
+from isotone.config_io import dump_yaml, experiment_from_dict
+from isotone.errors import IsotoneError, UsageError
+from isotone.models.sources import resolve_source
+from isotone.planning.flops import forward_flops, gradient_flops, training_flops
+from isotone.planning.rates import Rates
+from isotone.planning.shape import read_shape
+from isotone.planning.work import LONGEST_WINDOW
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_FLOPS = 4e12
+"""Operations of one measured pass at most: longer batches are cut, so that a large model can be measured, too."""
+
+MIN_S = 1.0
+"""Seconds that each rate is measured for, at least, after one pass that is not counted."""
+
+
+def measure(experiment: Experiment, device: str, precision: str, threads: int, clock: str = "wall") -> Rates:
+    """Measure in another process, and return what it found.
+
+    Raises:
+        UsageError: the model does not fit into memory here, or cannot be read.
+    """
+    command = [sys.executable, "-m", "isotone.planning.measure", "--device", device, "--precision", precision]
+    command += ["--threads", str(threads), "--clock", clock]
+    done = subprocess.run(command, input=dump_yaml(experiment, defaults=True), capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UsageError(f"--measure: {reason}")
+    return Rates(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Read an experiment from the standard input and print its rates."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of a machine that others use")
+    args = parser.parse_args()
+    try:
+        print(json.dumps(asdict(Meter(_experiment(), args).rates())))
+    except IsotoneError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _experiment() -> Experiment:
+    import yaml
+
+    return experiment_from_dict(yaml.safe_load(sys.stdin.read()))
+
+
+SAMPLE_BYTES = 1_000_000
+"""Text that packing is measured on."""
+
+
+class Meter:
+    """Times the parts of a run, each for about a second."""
+
+    def __init__(self, experiment: Experiment, args: argparse.Namespace):
+        import psutil
+
+        import isotone.pipeline.runner
+        import isotone.pipeline.stages.hotflip
+        import isotone.pipeline.stages.train
+        import isotone.pipeline.stages.triggers  # noqa: F401 - what a stage imports, for its time and memory
+        from isotone import determinism
+
+        self.experiment, self.shape = experiment, read_shape(experiment.model)
+        self.now = time.process_time if args.clock == "cpu" else time.perf_counter
+        process = psutil.Process()
+        self.start_s = time.process_time() if args.clock == "cpu" else time.time() - process.create_time()
+        self.baseline = process.memory_info().rss
+        self.device, self.low = args.device, args.precision != "fp32"
+        determinism.prepare(0, args.threads, args.device)
+
+    def rates(self) -> Rates:
+        """Return all rates."""
+        self._require_memory()
+        pack = self._pack()
+        model, load = self._load()
+        model.to(self.device)
+        save = self._save()
+        evaluate, attack = self._evaluate(model), self._attack(model)
+        train, optimizer = self._train(model)
+        return Rates(train, evaluate, attack, optimizer, load, save, pack, self.start_s, self.baseline)
+
+    def _require_memory(self) -> None:
+        import psutil
+
+        needed, free = 20 * self.shape.num_parameters, psutil.virtual_memory().available
+        if self.device == "cpu" and needed > free:
+            raise UsageError(f"{self.shape.source} needs {needed / 1e9:.0f} GB to be measured; {free / 1e9:.0f} are free")
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        """Return the median of a work's seconds."""
+        work()
+        self._wait()
+        times: list[float] = []
+        while sum(times) < MIN_S or len(times) < 2:
+            began = self.now()
+            work()
+            self._wait()
+            times.append(self.now() - began)
+        return statistics.median(times)
+
+    def _wait(self) -> None:
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _load(self) -> tuple["nn.Module", float | None]:
+        """Return the model, with its own weights where they are here (then timed), else with random ones."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from isotone.models import load_model
+
+        config = self.experiment.model
+        if resolve_source(config.source, config.gguf_file).local:
+            began = self.now()
+            model = load_model(config.source, gguf_file=config.gguf_file, attention=config.attention)
+            return model, 4 * self.shape.num_parameters / (self.now() - began)
+        sizes = {key: value for key, value in self.shape.config.items() if key not in ("model_type", "dtype")}
+        made = AutoConfig.for_model(self.shape.model_type, **sizes)
+        random: Any = AutoModelForCausalLM.from_config(made, attn_implementation=config.attention)
+        random.config.use_cache = False
+        return random.eval(), None
+
+    def _rows(self, rows: int, length: int, factor: float = 1) -> tuple[int, int]:
+        """Return a batch that is cut to ``MOST_FLOPS``."""
+        while rows > 1 and factor * forward_flops(self.shape, rows, length, length) > MOST_FLOPS:
+            rows = rows // 2
+        while length > 64 and factor * forward_flops(self.shape, rows, length, length) > MOST_FLOPS:
+            length = length // 2
+        return rows, length
+
+    def _ids(self, rows: int, length: int) -> Any:
+        import torch
+
+        return torch.randint(self.shape.vocabulary, (rows, length), device=self.device)
+
+    def _evaluate(self, model: "nn.Module") -> float:
+        import torch
+
+        from isotone.evaluation.windows import LOGIT_ELEMENTS
+        from isotone.scoring import token_nll
+
+        config = self.experiment.evaluation
+        longest = config.context or min(self.shape.context, LONGEST_WINDOW)
+        fits = max(1, LOGIT_ELEMENTS // (longest * self.shape.vocabulary))
+        rows, length = self._rows(min(config.batch_size, fits), longest)
+        ids_BL = self._ids(rows, length)
+        with torch.no_grad():
+            seconds = self._timed(lambda: token_nll(model, ids_BL))
+        return forward_flops(self.shape, rows, length, length - 1) / seconds
+
+    def _attack(self, model: "nn.Module") -> float:
+        from isotone.attacks.scoring import Target, frozen
+
+        config = self.experiment.attacks
+        length = config.protocol.length
+        rows, _ = self._rows(16, length)
+        scored = slice(length - config.protocol.continuation, length)
+        ids_BL = self._ids(rows, length)
+        with frozen(model):
+            target = Target(model, scored)
+            forward_s = self._timed(lambda: target.nats(ids_BL))
+            half = max(1, rows // 2)
+            gradient_s = self._timed(lambda: target.gradient(ids_BL[:half]))
+        kept = config.protocol.continuation
+        forward = forward_flops(self.shape, rows, length, kept)
+        # as they come in searches: about one gradient for the forwards of a batch or more
+        return (forward + gradient_flops(self.shape, half, length, kept)) / (forward_s + gradient_s)
+
+    def _train(self, model: "nn.Module") -> tuple[float, float]:
+        import torch
+        from torch import nn
+
+        from isotone.scoring import token_nll
+        from isotone.training.optimizer import build_optimizer
+
+        recipe = self.experiment.training
+        rows, length = self._rows(recipe.micro_batch, self.experiment.data.sequence_length, 3)
+        ids_BL = self._ids(rows, length)
+        optimizer = build_optimizer(dict(model.named_parameters()), recipe)
+        model.train()
+        if recipe.gradient_checkpointing:
+            whole: Any = model
+            enable = getattr(whole, "activation_checkpointing_enable", None) or whole.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+
+        def gradients() -> None:
+            model.zero_grad(set_to_none=True)
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.low):
+                loss = token_nll(model, ids_BL).sum() / ids_BL.numel()
+            loss.backward()
+
+        def step() -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimizer.step()
+
+        train_s, step_s = self._timed(gradients), self._timed(step)
+        flops = training_flops(self.shape, rows, length, recipe.gradient_checkpointing)
+        return flops / train_s, self.shape.num_parameters / step_s
+
+    def _save(self) -> float:
+        """Return bytes a second of a checkpoint's way: serialized, written, synced, read back and hashed."""
+        import torch
+
+        from isotone.training.checkpoint import CheckpointFolder
+
+        num_entries = 1 << 24
+        with tempfile.TemporaryDirectory() as folder:
+            began = self.now()
+            CheckpointFolder(Path(folder)).publish(1, {"weights": torch.zeros(num_entries)}, None, {})
+            return 4 * num_entries / (self.now() - began)
+
+    def _pack(self) -> float | None:
+        """Return bytes of the corpus a second that are packed with the model's tokenizer, where both are here."""
+        from isotone.data.corpora import WEB_BIBLE, open_corpus
+        from isotone.data.packing import prepare_data
+        from isotone.interruption import StopFlag
+        from isotone.models import load_tokenizer
+
+        config, data = self.experiment.model, self.experiment.data
+        here = data.source == WEB_BIBLE or Path(data.source).expanduser().exists()
+        if not (here and resolve_source(config.source, config.gguf_file).local):
+            return None
+        tokenizer = load_tokenizer(config.source, gguf_file=config.gguf_file)
+        with tempfile.TemporaryDirectory() as folder:
+            sample, num_bytes = Path(folder) / "sample.jsonl", 0
+            lines = []
+            for document in open_corpus(data).read(0):
+                lines.append({"text": document.text})
+                num_bytes += len(document.text.encode())
+                if num_bytes >= SAMPLE_BYTES:
+                    break
+            records.write_bytes(sample, records.dump_json_lines(lines))
+            part = Data(source=str(sample), sequence_length=min(64, self.shape.context))
+            began = self.now()
+            prepare_data(part, tokenizer, Path(folder) / "packed", max_context=self.shape.context, stop=StopFlag())
+            return num_bytes / (self.now() - began)
+
+
+if __name__ == "__main__":
+    main()
