@@ -1,6 +1,6 @@
 """Measures a machine's rates with the experiment's own model; run in a process of its own, for it imports torch.
 
-    python -m isotone.planning.measure < experiment.yaml     prints the rates as JSON
+    python -m isotone.planning.measure --help    reads an experiment as JSON, prints the rates as JSON
 """
 
 import argparse
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from isotone import records
 from isotone.config import Data, Experiment
-from isotone.config_io import dump_yaml, experiment_from_dict
 from isotone.errors import IsotoneError, UsageError
 from isotone.models.sources import resolve_source
 from isotone.planning.flops import forward_flops, gradient_flops, training_flops
@@ -43,7 +42,7 @@ def measure(experiment: Experiment, device: str, precision: str, threads: int, c
     """
     command = [sys.executable, "-m", "isotone.planning.measure", "--device", device, "--precision", precision]
     command += ["--threads", str(threads), "--clock", clock]
-    done = subprocess.run(command, input=dump_yaml(experiment, defaults=True), capture_output=True, text=True)
+    done = subprocess.run(command, input=experiment.model_dump_json(), capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UsageError(f"--measure: {reason}")
@@ -59,16 +58,10 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: of a machine that others use")
     args = parser.parse_args()
     try:
-        print(json.dumps(asdict(Meter(_experiment(), args).rates())))
+        print(json.dumps(asdict(Meter(Experiment.model_validate_json(sys.stdin.read()), args).rates())))
     except IsotoneError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-
-
-def _experiment() -> Experiment:
-    import yaml
-
-    return experiment_from_dict(yaml.safe_load(sys.stdin.read()))
 
 
 SAMPLE_BYTES = 1_000_000
@@ -91,9 +84,10 @@ class Meter:
         self.now = time.process_time if args.clock == "cpu" else time.perf_counter
         process = psutil.Process()
         self.start_s = time.process_time() if args.clock == "cpu" else time.time() - process.create_time()
-        self.baseline = process.memory_info().rss
         self.device, self.low = args.device, args.precision != "fp32"
         determinism.prepare(0, args.threads, args.device)
+        self._warm_up()
+        self.baseline = process.memory_info().rss
 
     def rates(self) -> Rates:
         """Return all rates."""
@@ -105,6 +99,20 @@ class Meter:
         evaluate, attack = self._evaluate(model), self._attack(model)
         train, optimizer = self._train(model)
         return Rates(train, evaluate, attack, optimizer, load, save, pack, self.start_s, self.baseline)
+
+    def _warm_up(self) -> None:
+        """Run what is run, on next to nothing, so that its code is in memory."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from isotone.scoring import token_nll
+
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).to(self.device)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=self.device in ("cpu", "cuda"))
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.low):
+            token_nll(model, torch.randint(64, (2, 16), device=self.device)).sum().backward()
+        optimizer.step()
 
     def _require_memory(self) -> None:
         import psutil

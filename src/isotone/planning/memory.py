@@ -27,7 +27,7 @@ SEQUENCES = 16
 TOKENIZER = 1_700
 """Bytes that a tokenizer and what attacks may write take in memory, for each entry of the vocabulary."""
 
-PACKING = 60_000_000
+PACKING = 30_000_000
 """Bytes of a shard of text with its tokens and signatures while it is packed."""
 
 CUDA_CONTEXT = 1_000_000_000
