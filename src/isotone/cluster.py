@@ -118,7 +118,7 @@ class Device(Part):
     peak_tflops: Positive | None = None
     """10¹² floating-point operations a second at best, as the maker states."""
     peak_tflops_fp32: Positive | None = None
-    """The same in fp32 without TF32, in which evaluation and attacks compute; without it their times are lower bounds."""
+    """The same in fp32 without TF32, for evaluation and attacks; without it their times are lower bounds."""
     utilization: Share | None = None
     """Share of the peak that is reached (model FLOPs utilization); .4 unless given."""
 

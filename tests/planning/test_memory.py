@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import MODELS
+from tiny_models import MODELS
 from torch.autograd.graph import saved_tensors_hooks
 
 from isotone.config_io import load_experiment
@@ -21,7 +21,7 @@ ROWS, LENGTH = 2, 48
 
 
 def _kept(name: str, layers: int, low: bool, frozen: bool) -> tuple[float, Any]:
-    """Return the bytes that autograd keeps of a whole model, weights and their casts left out, and its configuration."""
+    """Return the bytes that autograd keeps of a model, weights and their casts left out, and its configuration."""
     config_class, model_class, arguments = MODELS[name]
     if name == "gpt2":
         width = {"n_embd": 128, "n_head": 4, "n_layer": layers, "n_positions": LENGTH}

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from isotone.cli import app
 from isotone.config_io import load_experiment
+from isotone.environment import memory_bytes
 from isotone.errors import UsageError
 from isotone.planning import limits
 from isotone.planning.plan import Plan, make_plan
@@ -50,7 +51,9 @@ def test_the_founding_table_has_exactly_its_three_faults() -> None:
     assert "expected, the device has 40G" in text
 
 
-@pytest.mark.parametrize("hours", [[], [f"cluster.stages.train_{arm}.time=48:00:00" for arm in ("baseline", "monotonic")]])
+@pytest.mark.parametrize(
+    "hours", [[], [f"cluster.stages.train_{arm}.time=48:00:00" for arm in ("baseline", "monotonic")]]
+)
 def test_two_days_eighty_gigabytes_and_a_billion_tokens_are_enough(hours: list[str]) -> None:
     assert founding(*ENOUGH, *hours, tokens="1B").unsafe == []
 
@@ -121,6 +124,7 @@ def test_seeds_multiply_the_total_and_the_disk_but_share_the_setup() -> None:
 def test_a_laptop_without_slurm_is_told_its_own_memory_and_disk(tmp_path: Path) -> None:
     plan = make_plan(load_experiment("pocket"), None, tmp_path)
     assert row_of(plan, "train_baseline", "disk").safe
+    assert row_of(plan, "train_baseline", "host memory").limit == memory_bytes()
     assert row_of(plan, "train_baseline", "time").limit is None
     assert "--measure" in row_of(plan, "train_baseline", "time").origin
 

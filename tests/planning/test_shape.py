@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.tiny_models import MODELS, tiny_model
+from tiny_models import MODELS, tiny_model
 
 from isotone import records
 from isotone.config import Model

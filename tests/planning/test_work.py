@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import tiny_model
+from tiny_models import tiny_model
 
 from isotone.attacks import UniversalTriggers, Window, search_trigger
 from isotone.attacks.vocabulary import Vocabulary
@@ -20,9 +20,7 @@ from isotone.planning.work import Sizes, evaluation_flops, node_work, num_saves,
 
 def _sizes(*overrides: str, documents: int = 50, length: int = 400) -> Sizes:
     experiment = load_experiment("pocket", overrides)
-    held_out = {
-        split: np.full(documents, length) for split in ("validation", "attack_search", "test", "attack_test")
-    }
+    held_out = {split: np.full(documents, length) for split in ("validation", "attack_search", "test", "attack_test")}
     return Sizes(experiment, read_shape(experiment.model), CorpusSize(1e6, 4e6, held_out, "test"))
 
 

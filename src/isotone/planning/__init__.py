@@ -1,1 +1,1 @@
-"""What an experiment will take, in time, memory and disk, held against limits before anything runs. Imports no torch."""
+"""What an experiment will take, in time, memory and disk, against limits, before anything runs. Imports no torch."""

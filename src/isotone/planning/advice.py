@@ -4,21 +4,24 @@ import math
 
 from isotone.cluster import Cluster
 from isotone.config import Experiment
+from isotone.pipeline.graph import Graph
 from isotone.planning.memory import Machine, device_memory, host_memory
 from isotone.planning.row import MARGIN, Row
 from isotone.planning.units import duration, size
 from isotone.planning.work import Sizes
-from isotone.pipeline.graph import Graph
 
 
 def for_time(row: Row, sizes: Sizes, cluster: Cluster) -> str:
     """Return how a stage would fit its time limit."""
-    assert row.expected is not None and row.limit is not None
+    assert row.expected is not None
+    assert row.limit is not None
     share = row.limit * (1 - MARGIN) / row.expected
     jobs = math.ceil(row.expected / row.limit)
     parts = [f"a limit of {duration(row.expected / (1 - MARGIN))}"]
     if row.stage.startswith("train_"):
-        parts.insert(0, f"at most {sizes.corpus.train_tokens * share:.2g} training tokens an epoch (data.num_documents)")
+        parts.insert(
+            0, f"at most {sizes.corpus.train_tokens * share:.2g} training tokens an epoch (data.num_documents)"
+        )
         parts.append(f"{math.ceil(1 / share):,} times the devices (cluster.gpus, cluster.nodes)")
     elif row.stage != "setup":
         parts.insert(0, f"{share:.0%} of the documents or iterations")
@@ -32,14 +35,15 @@ def for_limit(row: Row) -> str:
     """Return how a job's limit would be accepted by its partition."""
     assert row.limit is not None
     return (
-        f"ask for {duration(row.limit)} (cluster.stages.{row.stage}.time): the stage goes on under the same id where it "
-        "needs longer; or a partition that allows more (cluster.max_time)"
+        f"ask for {duration(row.limit)} (cluster.stages.{row.stage}.time): the stage goes on under the same id where "
+        "it needs longer; or a partition that allows more (cluster.max_time)"
     )
 
 
 def for_device_memory(row: Row, sizes: Sizes, machine: Machine, device: str | None) -> str:
     """Return what would fit the device."""
-    assert row.expected is not None and row.limit is not None
+    assert row.expected is not None
+    assert row.limit is not None
     parts = [f"a device of {size(row.expected / (1 - MARGIN))} or more"]
     if row.stage.startswith("train_") and (found := _smaller_training(row, sizes, machine)):
         parts.insert(0, found)
@@ -50,7 +54,8 @@ def for_device_memory(row: Row, sizes: Sizes, machine: Machine, device: str | No
 
 def for_host_memory(row: Row, sizes: Sizes, machine: Machine) -> str:
     """Return what would fit the host."""
-    assert row.expected is not None and row.limit is not None
+    assert row.expected is not None
+    assert row.limit is not None
     parts = [f"{size(row.expected / (1 - MARGIN))} (cluster.stages.{row.stage}.memory)"]
     if row.stage.startswith("train_") and machine.device == "cpu" and (found := _smaller_training(row, sizes, machine)):
         parts.insert(0, found)
@@ -79,8 +84,14 @@ def _smaller_training(row: Row, sizes: Sizes, machine: Machine) -> str | None:
             tried = Sizes(_with_training(sizes.experiment, values), sizes.shape, sizes.corpus)
             bytes_needed = need(tried, machine, node)
             if bytes_needed is not None and bytes_needed <= row.limit * (1 - MARGIN):
-                text = f"training.micro_batch: {rows}, training.accumulation: {batch // rows}" if rows != recipe.micro_batch else ""
-                more = "training.gradient_checkpointing: true" if recompute and not recipe.gradient_checkpointing else ""
+                text = (
+                    f"training.micro_batch: {rows}, training.accumulation: {batch // rows}"
+                    if rows != recipe.micro_batch
+                    else ""
+                )
+                more = (
+                    "training.gradient_checkpointing: true" if recompute and not recipe.gradient_checkpointing else ""
+                )
                 return f"{', '.join(filter(None, (text, more)))} ({size(bytes_needed)})"
         rows //= 2
     return None

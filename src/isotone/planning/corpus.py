@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from isotone import records
 from isotone.config import Data
 from isotone.data.corpora import WEB_BIBLE
 from isotone.data.fractions import SPLITS
@@ -21,7 +20,7 @@ _BIBLE_DOCUMENTS, _BIBLE_BYTES = 1189, 4_030_656
 """Counted over ``isotone.data.bible``."""
 
 _KNOWN = {"monology/pile-uncopyrighted": (300e9, 5.91 * 1024)}
-"""Tokens in all (as the preset pythia-1.4b states), and bytes of a mean document (Gao et al. 2021, 2101.00027, table 1)."""
+"""Tokens in all (as preset pythia-1.4b states), and bytes of a mean document (Gao et al. 2021, 2101.00027, table 1)."""
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 

@@ -23,7 +23,9 @@ def disk_peaks(sizes: Sizes, graph: Graph, num_seeds: int, cached: bool) -> dict
     model = 0 if cached else shape.stored_bytes
     held_out = sum(float(tokens.sum()) for tokens in corpus.document_tokens.values())
     token = 2 if shape.vocabulary <= 65_536 else 4
-    packed = token * (corpus.train_tokens + 2 * held_out) + 4 * held_out  # rows, tokens, and the text of what is held out
+    packed = (
+        token * (corpus.train_tokens + 2 * held_out) + 4 * held_out
+    )  # rows, tokens, and the text of what is held out
     mean = max(1.0, held_out / max(1, sum(map(len, corpus.document_tokens.values()))))
     documents = (corpus.train_tokens + held_out) / mean
     shards = token * (corpus.train_tokens + held_out) + 4 * held_out + SIGNATURE * documents

@@ -15,18 +15,18 @@ def time_limit(cluster: Cluster, stage: str) -> int | None:
 
 
 def partition_maximum(cluster: Cluster, stage: str, here: bool) -> int | None:
-    """Return the longest limit that a stage's partition allows, in seconds; asked of sinfo where the profile is silent."""
+    """Return the longest limit that a stage's partition allows, in seconds; asked of sinfo where not stated."""
     if cluster.max_time:
         return duration_s(cluster.max_time)
     return _asked(cluster.resources(stage).partition) if here and shutil.which("sinfo") else None
 
 
 def host_memory_limit(cluster: Cluster, stage: str, here: bool) -> int | None:
-    """Return the bytes that a stage may hold: what its job asks for, or what this machine has."""
+    """Return the bytes that a stage may hold: what its job asks for; without a described job, what is here."""
     text = cluster.resources(stage).memory
     if text:
         return size_bytes(text)
-    return memory_bytes() if here and not shutil.which("sbatch") else None
+    return memory_bytes() if here and cluster == Cluster() else None
 
 
 def device_memory_limit(cluster: Cluster) -> int | None:

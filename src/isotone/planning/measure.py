@@ -1,6 +1,6 @@
 """Measures a machine's rates with the experiment's own model; run in a process of its own, for it imports torch.
 
-    python -m isotone.planning.measure --help    reads an experiment as JSON, prints the rates as JSON
+python -m isotone.planning.measure --help    reads an experiment as JSON, prints the rates as JSON
 """
 
 import argparse
@@ -107,7 +107,12 @@ class Meter:
 
         from isotone.scoring import token_nll
 
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+        sizes: dict[str, Any] = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+        }
         model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).to(self.device)
         optimizer = torch.optim.AdamW(model.parameters(), fused=self.device in ("cpu", "cuda"))
         with torch.autocast(self.device, torch.bfloat16, enabled=self.low):
@@ -119,7 +124,9 @@ class Meter:
 
         needed, free = 20 * self.shape.num_parameters, psutil.virtual_memory().available
         if self.device == "cpu" and needed > free:
-            raise UsageError(f"{self.shape.source} needs {needed / 1e9:.0f} GB to be measured; {free / 1e9:.0f} are free")
+            raise UsageError(
+                f"{self.shape.source} needs {needed / 1e9:.0f} GB to be measured; {free / 1e9:.0f} are free"
+            )
 
     def _timed(self, work: Callable[[], object]) -> float:
         """Return the median of a work's seconds."""

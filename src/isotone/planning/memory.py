@@ -30,6 +30,9 @@ TOKENIZER = 1_700
 PACKING = 30_000_000
 """Bytes of a shard of text with its tokens and signatures while it is packed."""
 
+FRAGMENTATION = 1.1
+"""What glibc's allocator holds beside what is allocated, where tensors of many sizes come and go."""
+
 CUDA_CONTEXT = 1_000_000_000
 """Device memory that CUDA's context, cuBLAS's workspace and the allocator's rounding take: assumed, not measured."""
 
@@ -105,6 +108,8 @@ def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> f
     gradients = width * parameters
     casts = 2 * (shape.layers * shape.layer_weights + shape.head_weights) if machine.precision == "bf16" else 0
     kept = gradients + casts + _activations(shape, recipe, machine, rows, length)
+    if machine.device == "cpu":
+        kept *= FRAGMENTATION
     logits = _logits(rows * (length - 1) * shape.vocabulary, machine.precision)
     if not copies:
         return states + kept + logits
@@ -166,8 +171,8 @@ def _logits(elements: float, precision: str) -> float:
 def _loaded(sizes: Sizes, arm: str, computing: float, copies: bool) -> float:
     """Return the peak of a stage that loads an arm's end and computes with it.
 
-    The model of the arm before may still wait for the garbage collector. On the CPU what a checkpoint was read into stays
-    with the allocator; on another device it never was.
+    The model of the arm before may still wait for the garbage collector. On the CPU what a checkpoint was read into
+    stays with the allocator; on another device it never was.
     """
     weights, masters = 4 * sizes.shape.num_parameters, 4 * sizes.constrained(arm)
     before = weights if len(sizes.experiment.arms) > 1 else 0

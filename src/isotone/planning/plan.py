@@ -1,6 +1,5 @@
 """The plan: a row for each stage and resource, held against its limit, and what would make an unsafe one safe."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +67,7 @@ def make_plan(
 class Planner:
     """Puts a plan together; see ``make_plan``."""
 
-    def __init__(
-        self, experiment: Experiment, site: str | None, out: Path, seeds: tuple[int, ...], tokens: str | None
-    ):
+    def __init__(self, experiment: Experiment, site: str | None, out: Path, seeds: tuple[int, ...], tokens: str | None):
         self.experiment, self.seeds = experiment, seeds
         self.cluster: Cluster = load_cluster(site, experiment.cluster)
         self.shape: ModelShape = read_shape(experiment.model)
@@ -111,7 +108,9 @@ class Planner:
         if (by_record := self._by_records(stage, done)) is not None:
             return judged(stage, "time", by_record, limit, "measured: this run's records")
         devices = max(1, num_devices(resources)) if stage.startswith("train_") else 1
-        seconds, origin, firm = stage_seconds(self._work(stage), self.target, self._recipe(stage), self._save_bytes(stage))
+        seconds, origin, firm = stage_seconds(
+            self._work(stage), self.target, self._recipe(stage), self._save_bytes(stage)
+        )
         if seconds is None:
             return Row(stage, "time", None, limit, origin="not checked: no rate; isotone plan … --measure gives one")
         row = judged(stage, "time", seconds / devices, limit, origin, firm)
@@ -186,8 +185,14 @@ class Planner:
         limit = limits.disk_limit(self.cluster, self.run.root.parent, self.target.here)
         at = resolve_source(self.experiment.model.source, self.experiment.model.gguf_file)
         peaks = disk_peaks(self.sizes, self.graph, len(self.seeds), cached=at.local)
-        rows = {stage: judged(stage, "disk", peak, limit, f"computed; {self.corpus.origin}") for stage, peak in peaks.items()}
-        return {s: row.advised(advice.for_disk(row, len(self.seeds))) if row.safe is False else row for s, row in rows.items()}
+        rows = {
+            stage: judged(stage, "disk", peak, limit, f"computed; {self.corpus.origin}")
+            for stage, peak in peaks.items()
+        }
+        return {
+            s: row.advised(advice.for_disk(row, len(self.seeds))) if row.safe is False else row
+            for s, row in rows.items()
+        }
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -205,7 +210,9 @@ class Planner:
         last = max(ends, key=lambda name: ends[name])
         unknown = [stage for stage, row in times.items() if row.expected is None]
         least = f"; at least: {', '.join(unknown)} not known" if unknown else ""
-        total = sum((row.expected or 0.0) * (1 if stage == "setup" else len(self.seeds)) for stage, row in times.items())
+        total = sum(
+            (row.expected or 0.0) * (1 if stage == "setup" else len(self.seeds)) for stage, row in times.items()
+        )
         device = sum(
             (row.expected or 0.0) * max(1, num_devices(self.cluster.resources(stage))) * len(self.seeds)
             for stage, row in times.items()
@@ -255,5 +262,3 @@ def measure_rates(experiment: Experiment, site: str | None, out: Path, clock: st
     target = find_target(experiment, shape, cluster, True, run)
     found = measure(experiment, target.device, target.precision, target.threads, clock)
     return keep(rates_key(experiment, shape, target.device, target.precision, target.threads), found)
-
-

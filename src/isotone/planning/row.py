@@ -60,7 +60,9 @@ class Row:
         }
 
 
-def judged(stage: str, resource: str, expected: float, limit: float | None, origin: str, firm: bool | None = True) -> Row:
+def judged(
+    stage: str, resource: str, expected: float, limit: float | None, origin: str, firm: bool | None = True
+) -> Row:
     """Return a row with its verdict.
 
     Args:

@@ -20,7 +20,11 @@ def stage_seconds(
     computing = work.train + work.evaluate + work.attack
     light_s = _light_seconds(work, target)
     if not computing:
-        return light_s, "measured here" if target.host_measured else "assumed rates", True if target.host_measured else None
+        return (
+            light_s,
+            "measured here" if target.host_measured else "assumed rates",
+            True if target.host_measured else None,
+        )
     # validation computes in the training's precision
     parts = [(work.train, rates.train), (work.evaluate, rates.train if work.train else rates.evaluate)]
     parts.append((work.attack, rates.attack))

@@ -1,4 +1,4 @@
-"""The sizes of a model that decide what it costs, from its configuration alone: exact numbers of parameters, no torch."""
+"""The sizes of a model that decide what it costs, from its configuration alone: exact, and without torch."""
 
 import json
 from collections.abc import Mapping

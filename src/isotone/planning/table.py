@@ -46,7 +46,10 @@ def _verdict(plan: Plan) -> list[str]:
     lines = []
     for row in plan.unsafe:
         show = duration if row.is_time else size
-        lines += ["", f"UNSAFE {row.stage}, {row.resource}: {show(row.expected or 0)} {_against(row, show(row.limit or 0))}"]
+        lines += [
+            "",
+            f"UNSAFE {row.stage}, {row.resource}: {show(row.expected or 0)} {_against(row, show(row.limit or 0))}",
+        ]
         lines.append(f"  safe with: {row.advice}")
     over = [r for r in plan.rows if r.safe is None and r.margin is not None and r.margin < 0]
     for row in over:

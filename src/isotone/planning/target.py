@@ -61,6 +61,8 @@ def find_target(experiment: Experiment, shape: ModelShape, cluster: Cluster, her
         here: whether the jobs run on this machine, or on ones that share its disks.
         run: the run, whose ``config.yaml`` says what was decided when it began.
     """
+    device: str
+    precision: str
     if here and run.config.is_file():
         begun = load_experiment(str(run.config))
         device, threads, precision = begun.runtime.device, begun.runtime.threads, begun.training.precision

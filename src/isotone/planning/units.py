@@ -16,5 +16,7 @@ def size(num_bytes: float) -> str:
     """Return bytes as Slurm counts them (powers of 1,024): 512M, 40G, 1.2T."""
     for unit, factor in (("T", 2**40), ("G", 2**30)):
         if num_bytes >= factor:
-            return f"{num_bytes / factor:.3g}{unit}" if num_bytes < 1000 * factor else f"{num_bytes / factor:,.0f}{unit}"
+            return (
+                f"{num_bytes / factor:.3g}{unit}" if num_bytes < 1000 * factor else f"{num_bytes / factor:,.0f}{unit}"
+            )
     return f"{num_bytes / 2**20:.0f}M"

@@ -211,7 +211,7 @@ def trigger_length(sizes: Sizes) -> int:
 
 
 def trigger_iterations(sizes: Sizes) -> int:
-    """Return the iterations of one restart: as asked for, or what its share of the budget buys (attacks/triggers.py)."""
+    """Return the iterations of one restart: as asked for, or what the budget buys (attacks/triggers.py)."""
     config = sizes.experiment.attacks.triggers
     if config.budget_tokens is None:
         return config.iterations
