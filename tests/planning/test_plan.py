@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from isotone import records
 from isotone.cli import app
-from isotone.config_io import load_experiment
+from isotone.config_io import dump_yaml, load_experiment
 from isotone.environment import memory_bytes
 from isotone.errors import UsageError
+from isotone.pipeline.graph import Graph, Node
+from isotone.pipeline.record import write_record
+from isotone.pipeline.run_directory import RunDirectory
 from isotone.planning import limits
 from isotone.planning.plan import Plan, make_plan
+from isotone.planning.rates import Rates, keep, rates_key
 from isotone.planning.row import MARGIN, judged
+from isotone.planning.shape import read_shape
 from isotone.planning.table import format_plan
 
 ENOUGH = ["cluster.max_time=48:00:00", "cluster.device.memory=80G"]
@@ -127,6 +133,32 @@ def test_a_laptop_without_slurm_is_told_its_own_memory_and_disk(tmp_path: Path) 
     assert row_of(plan, "train_baseline", "host memory").limit == memory_bytes()
     assert row_of(plan, "train_baseline", "time").limit is None
     assert "--measure" in row_of(plan, "train_baseline", "time").origin
+
+
+def test_a_finished_arm_says_how_long_the_other_takes(tmp_path: Path) -> None:
+    experiment = load_experiment("pocket", ["runtime={device: cpu, threads: 1}", "training.precision=fp32"])
+    run, graph = RunDirectory.of(tmp_path, "pocket", 42), Graph(experiment)
+    records.write_text(run.config, dump_yaml(experiment, defaults=True))
+    for node, seconds in ((Node("setup"), 7.0), (Node("train", "baseline"), 100.0)):
+        output = run.root / f"{node}.txt"
+        records.write_text(output, str(node))
+        write_record(run, graph, experiment, 42, node, [output], {"seconds": seconds})
+    plan = make_plan(experiment, None, tmp_path)
+    assert row_of(plan, "setup", "time").expected == 7
+    assert row_of(plan, "train_monotonic", "time").expected == 100
+    assert row_of(plan, "evaluate", "time").expected is None
+
+
+def test_measured_rates_are_kept_and_used(tmp_path: Path) -> None:
+    experiment = load_experiment("pocket", ["runtime={device: cpu, threads: 1}", "training.precision=fp32"])
+    shape = read_shape(experiment.model)
+    key = rates_key(experiment, shape, "cpu", "fp32", 1)
+    keep(key, Rates(1e11, 1e11, 1e11, 1e9, 1e8, 1e8, 1e6, 3.0, 4e8))
+    slow = row_of(make_plan(experiment, None, tmp_path), "triggers", "time").expected
+    keep(key, Rates(2e11, 2e11, 2e11, 1e9, 1e8, 1e8, 1e6, 3.0, 4e8))
+    fast = row_of(make_plan(experiment, None, tmp_path), "triggers", "time")
+    assert slow / 2 < fast.expected < 0.6 * slow
+    assert "measured here" in fast.origin
 
 
 def test_sinfo_is_asked_for_a_partition_that_the_profile_says_nothing_of(

@@ -44,13 +44,11 @@ def _paths(plan: Plan) -> list[str]:
 
 def _verdict(plan: Plan) -> list[str]:
     lines = []
-    for row in plan.unsafe:
+    for same in _alike(plan.unsafe):
+        row, names = same[0], ", ".join(row.stage for row in same)
         show = duration if row.is_time else size
-        lines += [
-            "",
-            f"UNSAFE {row.stage}, {row.resource}: {show(row.expected or 0)} {_against(row, show(row.limit or 0))}",
-        ]
-        lines.append(f"  safe with: {row.advice}")
+        what = f"{show(row.expected or 0)} {_against(row, show(row.limit or 0))}"
+        lines += ["", f"UNSAFE {names}, {row.resource}: {what}", f"  safe with: {row.advice}"]
     over = [r for r in plan.rows if r.safe is None and r.margin is not None and r.margin < 0]
     for row in over:
         show = duration if row.is_time else size
@@ -63,6 +61,14 @@ def _verdict(plan: Plan) -> list[str]:
     unknown = sum(row.safe is None and row.stage not in ("critical path", "total") for row in plan.rows)
     lines += ["", f"{count} of {len(plan.rows) - 3} rows unsafe, {unknown} not checked (no limit or no rate is known)"]
     return lines
+
+
+def _alike(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows in groups that say the same of several stages."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.resource, row.expected, row.limit, row.advice), []).append(row)
+    return list(groups.values())
 
 
 def _against(row: Row, limit: str) -> str:
