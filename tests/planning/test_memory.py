@@ -56,7 +56,7 @@ def test_activations_of_a_block_are_those_that_autograd_keeps(name: str, low: bo
     assert expected == pytest.approx((four - two) / 2 / (ROWS * LENGTH), rel=0.15)
 
 
-def _training(micro_batch: int, length: int, arm: str, checkpointing: bool = False) -> float:
+def _training(micro_batch: int, length: int, arm: str, checkpointing: bool = False, devices: int = 1) -> float:
     experiment = load_experiment(
         "smollm2-135m",
         [
@@ -67,13 +67,18 @@ def _training(micro_batch: int, length: int, arm: str, checkpointing: bool = Fal
     )
     corpus = CorpusSize(1e9, 4e9, {split: np.full(10, 1000) for split in ("validation", "test")}, "test")
     sizes = Sizes(experiment, read_shape(experiment.model), corpus)
-    return training_memory(sizes, Machine("cuda", "bf16", "sdpa", 0), arm, copies=False)
+    return training_memory(sizes, Machine("cuda", "bf16", "sdpa", 0, devices), arm, copies=False)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 64), st.integers(8, 2048), st.integers(1, 64), st.integers(0, 1024))
 def test_more_rows_or_longer_ones_never_take_less(rows: int, length: int, more_rows: int, longer: int) -> None:
     assert _training(rows, length, "baseline") <= _training(rows + more_rows, length + longer, "baseline")
+
+
+def test_devices_beyond_the_effective_batch_hold_less_of_it() -> None:
+    assert _training(8, 2048, "baseline", devices=32) < _training(8, 2048, "baseline", devices=4)
+    assert _training(8, 2048, "baseline", devices=4) == _training(8, 2048, "baseline")
 
 
 def test_masters_cost_and_recomputation_saves() -> None:

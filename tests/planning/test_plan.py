@@ -168,8 +168,8 @@ def test_sinfo_is_asked_for_a_partition_that_the_profile_says_nothing_of(
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     cluster = load_experiment("pocket", ["cluster.time=32:00:00"]).cluster
-    assert limits.partition_maximum(cluster, "evaluate", here=True) == 86_400
-    assert limits.partition_maximum(cluster, "evaluate", here=False) is None
+    assert limits.partition_maximum(cluster, None, here=True) == 86_400
+    assert limits.partition_maximum(cluster, None, here=False) is None
 
 
 def test_json_has_a_row_for_every_stage_and_resource_and_exit_code_3() -> None:

@@ -14,11 +14,11 @@ def time_limit(cluster: Cluster, stage: str) -> int | None:
     return duration_s(text) if text else None
 
 
-def partition_maximum(cluster: Cluster, stage: str, here: bool) -> int | None:
-    """Return the longest limit that a stage's partition allows, in seconds; asked of sinfo where not stated."""
+def partition_maximum(cluster: Cluster, partition: str | None, here: bool) -> int | None:
+    """Return the longest limit that a partition allows, in seconds; asked of sinfo where not stated."""
     if cluster.max_time:
         return duration_s(cluster.max_time)
-    return _asked(cluster.resources(stage).partition) if here and shutil.which("sinfo") else None
+    return _asked(partition) if here and shutil.which("sinfo") else None
 
 
 def host_memory_limit(cluster: Cluster, stage: str, here: bool) -> int | None:

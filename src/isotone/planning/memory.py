@@ -46,7 +46,7 @@ class Machine:
         precision: fp32, bf16 (autocast) or pure_bf16.
         attention: sdpa or eager.
         baseline: bytes of a process that has imported everything and computed nothing.
-        devices: processes that share the data of a training, a device each.
+        devices: processes that share a training, a device each.
     """
 
     device: str
@@ -101,11 +101,17 @@ def _computing(sizes: Sizes, machine: Machine, node: Node, copies: bool) -> floa
 def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> float:
     """Return the peak of a training: weights, masters, optimizer, gradients, activations, logits, and a save."""
     shape, recipe = sizes.shape, sizes.experiment.training_of(arm)
-    rows, length = recipe.micro_batch, sizes.experiment.data.sequence_length
+    share = recipe.micro_batch * recipe.accumulation // machine.devices
+    rows, length = max(1, min(recipe.micro_batch, share)), sizes.experiment.data.sequence_length
     width = 2 if machine.precision == "pure_bf16" else 4
     parameters, masters = shape.num_parameters, sizes.constrained(arm)
-    states = width * (3 * parameters + masters)
-    gradients = width * parameters
+    states: float = width * (3 * parameters + masters)
+    gradients: float = width * parameters
+    if (
+        machine.devices > 1 and getattr(recipe, "parallel", "ddp") == "fsdp"
+    ):  # a part of all, and one block's whole weights
+        states, gradients = states / machine.devices, gradients / machine.devices
+        states += width * (shape.layer_weights + shape.head_weights)
     casts = 2 * (shape.layers * shape.layer_weights + shape.head_weights) if machine.precision == "bf16" else 0
     kept = gradients + casts + _activations(shape, recipe, machine, rows, length)
     if machine.device == "cpu":

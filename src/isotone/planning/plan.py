@@ -1,12 +1,13 @@
 """The plan: a row for each stage and resource, held against its limit, and what would make an unsafe one safe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from isotone import records
 from isotone.cluster import LIGHT_STAGES, Cluster, duration_s, size_bytes
 from isotone.config import Experiment
+from isotone.config_io import load_experiment
 from isotone.models.sources import resolve_source
 from isotone.pipeline.graph import Graph
 from isotone.pipeline.record import standing
@@ -79,6 +80,8 @@ class Planner:
         self.corpus: CorpusSize = corpus_size(experiment.data, self.shape, self.run.data, wanted)
         self.sizes = Sizes(experiment, self.shape, self.corpus)
         self.graph = Graph(experiment)
+        self.begun = load_experiment(str(self.run.config)) if self.run.config.is_file() else None
+        self.maxima: dict[str | None, int | None] = {}
         self.nodes = {
             stage: [node for node in self.graph.nodes if self.graph.stage_of(node) == stage]
             for stage in self.graph.stages
@@ -107,7 +110,7 @@ class Planner:
             return judged(stage, "time", duration_s(resources.expected_time), limit, "stated: expected_time")
         if (by_record := self._by_records(stage, done)) is not None:
             return judged(stage, "time", by_record, limit, "measured: this run's records")
-        devices = max(1, num_devices(resources)) if stage.startswith("train_") else 1
+        devices = self._devices(stage)
         seconds, origin, firm = stage_seconds(
             self._work(stage), self.target, self._recipe(stage), self._save_bytes(stage)
         )
@@ -115,6 +118,10 @@ class Planner:
             return Row(stage, "time", None, limit, origin="not checked: no rate; isotone plan … --measure gives one")
         row = judged(stage, "time", seconds / devices, limit, origin, firm)
         return row.advised(advice.for_time(row, self.sizes, self.cluster)) if row.safe is False else row
+
+    def _devices(self, stage: str) -> int:
+        """Return the devices that share a stage's work: only training is shared."""
+        return max(1, num_devices(self.cluster.resources(stage))) if stage.startswith("train_") else 1
 
     def _work(self, stage: str) -> Work:
         return sum((node_work(self.sizes, node) for node in self.nodes[stage]), Work())
@@ -129,16 +136,14 @@ class Planner:
 
     def _recorded(self, stage: str) -> float | None:
         """Return the seconds that a complete stage took; None where a node of it is not complete."""
-        if not self.run.config.is_file():
+        if self.begun is None:
             return None
-        from isotone.config_io import load_experiment
-
-        begun = load_experiment(str(self.run.config))
-        total = 0.0
+        graph, total = Graph(self.begun), 0.0
         for node in self.nodes[stage]:
-            if node not in Graph(begun).needs:
-                return None
-            if standing(self.run, Graph(begun), begun, self.seeds[0], node).state != "complete":
+            if (
+                node not in graph.needs
+                or standing(self.run, graph, self.begun, self.seeds[0], node).state != "complete"
+            ):
                 return None
             total += records.read_json(self.run.record(node))["provenance"]["seconds"]
         return total
@@ -154,10 +159,10 @@ class Planner:
 
     def _asked(self, stage: str) -> list[Row]:
         """Return the row of a job's limit against its partition's, where both are known."""
-        asked, allowed = (
-            limits.time_limit(self.cluster, stage),
-            limits.partition_maximum(self.cluster, stage, self.target.here),
-        )
+        asked, partition = limits.time_limit(self.cluster, stage), self.cluster.resources(stage).partition
+        if partition not in self.maxima:  # sinfo is asked once
+            self.maxima[partition] = limits.partition_maximum(self.cluster, partition, self.target.here)
+        allowed = self.maxima[partition]
         if asked is None or allowed is None:
             return []
         row = Row(stage, "time limit", asked, allowed, asked <= allowed, "stated: --time against the partition")
@@ -166,9 +171,11 @@ class Planner:
     # --- memory and disk ---------------------------------------------------------------------------------------------
 
     def _memory(self, stage: str) -> list[Row]:
-        machine, nodes = self.target.machine(self.experiment), self.nodes[stage]
-        stated = self.cluster.resources(stage).expected_memory
-        host = max(host_memory(self.sizes, machine, node) for node in nodes)
+        resources, nodes = self.cluster.resources(stage), self.nodes[stage]
+        devices = self._devices(stage)
+        machine = replace(self.target.machine(self.experiment), devices=devices)
+        stated = resources.expected_memory
+        host = max(host_memory(self.sizes, machine, node) for node in nodes) * max(1, devices // (resources.nodes or 1))
         limit = limits.host_memory_limit(self.cluster, stage, self.target.here)
         origin = "stated: expected_memory" if stated else "computed"
         row = judged(stage, "host memory", size_bytes(stated) if stated else host, limit, origin)
