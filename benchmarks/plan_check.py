@@ -49,20 +49,20 @@ SMOL = {
     "name": "smol-short",
     "data": {"source": "web-bible", "num_documents": 400, "sequence_length": 128},
     "training": {
-        "epochs": 0.01,  # 6 steps
+        "epochs": 0.007,  # 5 steps
         "micro_batch": 4,
         "accumulation": 1,
         "validate_every_steps": 4,
         "validation_rows": 4,
     },
     "arms": {"baseline": {}},  # a gated network with SiLU has no constrained arm: its certificate refuses
-    "evaluation": {"num_documents": 3, "checkpoints": ["last"]},
+    "evaluation": {"num_documents": 2, "checkpoints": ["last"]},
     "attacks": {
         "num_documents": 2,
         "num_search_documents": 2,
-        "random_draws": 5,
-        "hotflip": {"flips": 2, "candidates": 8},
-        "triggers": {"length": 5, "candidates": 20, "iterations": 2, "restarts": 1, "batch_size": 2},
+        "random_draws": 2,
+        "hotflip": {"flips": 2, "candidates": 8, "methods": ["iterative"]},
+        "triggers": {"length": 5, "candidates": 16, "iterations": 1, "restarts": 1, "batch_size": 2},
     },
     "runtime": {"threads": 1, "device": "cpu"},
 }
