@@ -200,10 +200,10 @@ def why(run_folder: RunArgument, debug: DebugOption = False) -> None:
 @app.command()
 def plan(
     experiment: ExperimentArgument,
-    site: Annotated[str | None, typer.Option(help="A site profile: a YAML file, or one that isotone brings.")] = None,
-    overrides: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = [],  # noqa: B006
     out: OutOption = Path("runs"),
-    seeds: Annotated[list[int] | None, typer.Option(help="Once for each seed; else those of the experiment.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    site: SiteOption = None,
     tokens: Annotated[str | None, typer.Option(metavar="N", help="Training tokens of one epoch: 1e9, 300M.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure this machine first, and keep the rates.")] = False,
     as_json: JsonOption = False,
@@ -211,13 +211,14 @@ def plan(
 ) -> None:
     """Say what every stage will take, against its limits; exit 3 if one does not fit."""
     from isotone.config_io import load_experiment
+    from isotone.pipeline.seeds import seeds_to_submit
     from isotone.planning.plan import make_plan, measure_rates
     from isotone.planning.table import format_plan
 
-    config = load_experiment(experiment, overrides)
+    config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
     if measure:
         print(f"rates measured: {measure_rates(config, site, out)}", file=sys.stderr)
-    found = make_plan(config, site, out, seeds, tokens)
+    found = make_plan(config, site, out, chosen_seeds, tokens)
     print(json.dumps([row.to_dict() for row in found.rows], indent=1) if as_json else format_plan(found))
     if found.unsafe:
         raise typer.Exit(3)

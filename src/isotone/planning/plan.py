@@ -80,7 +80,7 @@ class Planner:
         self.corpus: CorpusSize = corpus_size(experiment.data, self.shape, self.run.data, wanted)
         self.sizes = Sizes(experiment, self.shape, self.corpus)
         self.graph = Graph(experiment)
-        self.begun = load_experiment(str(self.run.config)) if self.run.config.is_file() else None
+        self.begun = load_experiment(self.run.experiment_file) if self.run.config.is_file() else None
         self.maxima: dict[str | None, int | None] = {}
         self.nodes = {
             stage: [node for node in self.graph.nodes if self.graph.stage_of(node) == stage]

@@ -64,7 +64,7 @@ def find_target(experiment: Experiment, shape: ModelShape, cluster: Cluster, her
     device: str
     precision: str
     if here and run.config.is_file():
-        begun = load_experiment(str(run.config))
+        begun = load_experiment(run.experiment_file)
         device, threads, precision = begun.runtime.device, begun.runtime.threads, begun.training.precision
     else:
         device = planned_device(experiment, cluster)
