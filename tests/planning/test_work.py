@@ -25,7 +25,7 @@ def _sizes(*overrides: str, documents: int = 50, length: int = 400) -> Sizes:
 
 
 def test_a_trigger_search_spends_the_tokens_that_are_planned() -> None:
-    words = ["length=3", "candidates=6", "iterations=4", "restarts=2", "batch_size=2", "budget_tokens=4000"]
+    words = ["length=3", "candidates=6", "iterations=4", "restarts=2", "batch_size=2", "budget_tokens=4558"]
     sizes = _sizes(
         *(f"attacks.triggers.{word}" for word in words),
         "attacks.num_search_documents=3",
