@@ -167,7 +167,6 @@ def submit(
     from isotone.config_io import load_experiment
     from isotone.pipeline.seeds import seeds_to_submit
     from isotone.slurm import submission
-    from isotone.slurm.site import load_cluster
 
     config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
     act = submission.submit_experiment
@@ -175,7 +174,7 @@ def submit(
         act = submission.cancel_experiment
     elif dry_run:
         act = submission.show_experiment
-    act(config, load_cluster(site, config.cluster), chosen_seeds, out)
+    act(config, site, chosen_seeds, out)
 
 
 @app.command()

@@ -42,13 +42,20 @@ def _paths(plan: Plan) -> list[str]:
     ]
 
 
-def _verdict(plan: Plan) -> list[str]:
+def unsafe_lines(plan: Plan) -> list[str]:
+    """Return two lines for each row that does not fit, those that say the same together: what, and what would fit."""
     lines = []
     for same in _alike(plan.unsafe):
         row, names = same[0], ", ".join(row.stage for row in same)
         show = duration if row.is_time else size
         what = f"{show(row.expected or 0)} {_against(row, show(row.limit or 0))}"
-        lines += ["", f"UNSAFE {names}, {row.resource}: {what}", f"  safe with: {row.advice}"]
+        lines += [f"UNSAFE {names}, {row.resource}: {what}", f"  safe with: {row.advice}"]
+    return lines
+
+
+def _verdict(plan: Plan) -> list[str]:
+    unsafe = unsafe_lines(plan)
+    lines = [text for i in range(0, len(unsafe), 2) for text in ("", *unsafe[i : i + 2])]
     over = [r for r in plan.rows if r.safe is None and r.margin is not None and r.margin < 0]
     for row in over:
         show = duration if row.is_time else size
