@@ -219,7 +219,7 @@ def begin_directory(path: Path | str, num_bytes: int) -> Path:
     return _aside(path)
 
 
-def write_part(path: Path | str, data: bytes | Iterable[bytes]) -> dict[str, Any]:
+def write_part(path: Path | str, data: bytes | Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write and sync one file of a folder that is not finished; return its entry in the manifest."""
     with _storage_errors(Path(path)):
         return _write_hashed(Path(path), data)
@@ -402,7 +402,7 @@ def _write_synced(path: Path, data: bytes) -> None:
     _write_hashed(path, data)
 
 
-def _write_hashed(path: Path, data: bytes | Iterable[bytes]) -> dict[str, Any]:
+def _write_hashed(path: Path, data: bytes | Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write and sync a file; return its entry in the manifest."""
     size, digest = 0, hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -417,7 +417,7 @@ def _write_hashed(path: Path, data: bytes | Iterable[bytes]) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:  # a write may be short
         view = view[os.write(descriptor, view) :]

@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections.abc import Callable
 
+import isotone.training.sharding  # noqa: F401 - here, or every process that is forked imports it anew
 from isotone.errors import IsotoneError
 from isotone.launch import World
 from isotone.training.distributed import Team, end_team, start_team

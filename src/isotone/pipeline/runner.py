@@ -71,7 +71,7 @@ def _run_chosen(
 ) -> None:
     experiment = team.first_then_others(lambda: resolve(request.experiment, request.run))
     if request.fresh:
-        team.first(lambda: [_set_aside(request.run, node, say) for node in chosen])
+        team.first(lambda: _set_aside_all(request.run, chosen, say))
     _prepare_torch(experiment, request.seed)
     budget = Budget(request.max_epochs, request.max_minutes)
     for node in chosen:
@@ -225,6 +225,11 @@ def _prepare_torch(experiment: Experiment, seed: int) -> None:
     from isotone import determinism
 
     determinism.prepare(seed, determinism.resolve_threads(experiment.runtime.threads), device=experiment.runtime.device)
+
+
+def _set_aside_all(run: RunDirectory, nodes: list[Node], say: Callable[[str], None]) -> None:
+    for node in nodes:
+        _set_aside(run, node, say)
 
 
 def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:

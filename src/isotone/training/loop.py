@@ -434,7 +434,8 @@ class Trainer:
         if reason := self.attempt.why_last_died_of_memory(self.step):
             current = self.ledger.halve(self.step, current, reason)
             _log.warning("%s: micro-batch is now %d", reason, current)
-        self.ledger.note_processes(self.step, current, self.team.size, self.recipe.parallel)
+        if self.step < self.total_steps:
+            self.ledger.note_processes(self.step, current, self.team.size, self.recipe.parallel)
         self.attempt.begin(self.step)
         return current
 

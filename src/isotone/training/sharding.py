@@ -6,6 +6,8 @@ and who reads what; the bytes go through the store, which syncs and hashes them.
 """
 
 import io
+import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,7 +104,9 @@ def read_shards(files: list[Path], targets: Mapping[str, Tensor], what: str) -> 
                 f"{what}: {name} is {found.properties.dtype} {list(found.size)}, "
                 f"expected {target.dtype} {list(target.shape)}"
             )
-    dcp.load(dict(targets), storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process: as intended
+        dcp.load(dict(targets), storage_reader=reader, no_dist=True)
 
 
 def read_whole(files: list[Path]) -> dict[str, Tensor]:
@@ -139,7 +143,7 @@ class _Store(FileSystem):
     def create_stream(self, path: Any, mode: str) -> Iterator[io.IOBase]:
         stream = _Parts()
         yield stream
-        self.entries[Path(path).name] = records.write_part(path, stream.parts)
+        self.entries[Path(path).name] = records.write_part(path, _reproducible(b"".join(stream.parts)))
 
 
 class _Parts(io.RawIOBase):
@@ -156,6 +160,16 @@ class _Parts(io.RawIOBase):
     @override
     def tell(self) -> int:
         return sum(map(len, self.parts))
+
+
+def _reproducible(file: bytes) -> list[bytes | memoryview]:
+    """Put the metadata of a safetensors file, which the library writes in random order, in the order of its keys."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, memoryview(file)[end:]]
 
 
 def _files(tensors: Mapping[str, Tensor], file_bytes: int) -> dict[str, int]:
