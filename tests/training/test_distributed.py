@@ -159,6 +159,9 @@ def test_a_killed_process_ends_the_others_and_all_continue(
     assert together(2, killed) == [1, -signal.SIGKILL]
     newest = sorted(p.name for p in (tmp_path / "checkpoints" / "arm").glob("step-*"))[-1]
     assert newest == "step-00000006"
+    assert (
+        tmp_path / "checkpoints/arm/attempt.json"
+    ).exists()  # it may have been killed for memory: the next start looks
     assert together(2, lambda team: train(tmp_path, recipe=RECIPES[parallel], team=team)) == [0, 0]
     assert_same_curve(tmp_path, alone[None])
 

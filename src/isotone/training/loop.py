@@ -7,7 +7,6 @@ a process stops, never what it computes.
 Shapes: B rows, L tokens of a row.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from isotone import records
 from isotone.config import Training
 from isotone.determinism import seed_streams
-from isotone.errors import IsotoneError, Stopped, UsageError
+from isotone.errors import IsotoneError, UsageError
 from isotone.interruption import StopFlag
 from isotone.scoring import token_nll
 from isotone.training.batches import Batches, Rows
@@ -36,15 +35,15 @@ from isotone.training.checkpoint import (
     trainable_parameters,
     weights_of,
 )
-from isotone.training.distributed import ALONE, PeerOutOfMemoryError, Team
-from isotone.training.memory import Attempt, MicroBatchLedger, is_out_of_memory
+from isotone.training.distributed import ALONE, Team
+from isotone.training.memory import is_out_of_memory
 from isotone.training.metrics import MetricsLog
+from isotone.training.micro_batch import MicroBatch
 from isotone.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from isotone.training.result import TrainResult
 from isotone.training.schedule import learning_rate
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -95,13 +94,20 @@ class Trainer:
         self.batches.require_shares(team.size)
         self.total_steps = self.batches.total_steps
         self.validation_rows_NL = data.rows("validation")[: recipe.validation_rows]
-        self.first_micro_batch = self.micro_batch = min(micro_batch or recipe.micro_batch, self.batches.effective_batch)
+        self.checkpoints = CheckpointFolder(folder, recipe.keep_last)
+        self.micro_batch = MicroBatch(
+            self.checkpoints.path,
+            micro_batch or recipe.micro_batch,
+            self.batches.effective_batch,
+            team,
+            recipe.parallel,
+        )
         self.identity = {
             **(identity or {}),
             "data": data.fingerprint,
             "seed": str(seed),
             "steps": f"{self.total_steps} of {self.batches.effective_batch} rows",
-            "micro-batch": str(self.first_micro_batch),
+            "micro-batch": str(self.micro_batch.first),
             "autocast": str(autocast),
         }
         self.divided = team.size > 1 and recipe.parallel == "fsdp"
@@ -112,9 +118,6 @@ class Trainer:
         self.trainable = trainable_parameters(model, constraint)
         self.optimizer = build_optimizer(self.trainable, recipe, set(constraint.names) if constraint else set())
         self.device = next(model.parameters()).device
-        self.checkpoints = CheckpointFolder(folder, recipe.keep_last)
-        self.ledger = MicroBatchLedger(self.checkpoints.path.parent, self.checkpoints.path.name)
-        self.attempt = Attempt(self.checkpoints.path / "attempt.json")
         self.metrics = MetricsLog(metrics)
         self.timing = records.JsonLines(self.checkpoints.path / "timing.jsonl")
         self.step, self.history = 0, list[dict[str, Any]]()
@@ -133,7 +136,7 @@ class Trainer:
             IsotoneError: no checkpoint is valid, the loss is not finite, or one row does not fit in memory.
         """
         self._restore()
-        leaves_trace = not self.team.is_first
+        leaves_trace = False  # but where a process is killed, be it another one
         try:
             self._saved_at = time.monotonic()
             self._begin_training_mode()
@@ -146,7 +149,7 @@ class Trainer:
             raise lost from error
         finally:
             if not leaves_trace:
-                self.attempt.end()  # only a kill leaves its trace, be it another process's
+                self.micro_batch.end()
         self.model.eval()
         return self.team.first(lambda: self._result(reason))
 
@@ -189,7 +192,7 @@ class Trainer:
             best_validation_nll=best["nll"] if best else None,
             checkpoints={"last": last, "best": f"step-{best['step']:08d}" if best else last},
             tokens=self.batches.tokens(self.step),
-            micro_batches=self.ledger.history(),
+            micro_batches=self.micro_batch.history(),
         )
 
     # --- one step ----------------------------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ class Trainer:
         self._forget_gradients()
         ids_BL = self.batches.at(self.step)
         num_labels = ids_BL.shape[0] * (ids_BL.shape[1] - 1)
-        parts = self.team.share_of(ids_BL).to(self.device).split(self.micro_batch)
+        parts = self.team.share_of(ids_BL).to(self.device).split(self.micro_batch.rows)
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for number, part_BL in enumerate(parts, self.team.rank * len(parts)):
             if self.stop.requested:
@@ -211,8 +214,7 @@ class Trainer:
             seed_streams(self.seed, "train", self.step, number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 part_loss = token_nll(self.model, part_BL).sum() / num_labels
-            if self.team.is_first:
-                self.attempt.watch()  # here activations are in memory
+            self.micro_batch.watch()  # here activations are in memory
             part_loss.backward()
             loss += part_loss.detach()
         self.team.agree()
@@ -264,36 +266,12 @@ class Trainer:
                 if not is_out_of_memory(error):
                     raise
                 message = str(error).split("\n")[0]
-                self._tell_others(error)
+                self.micro_batch.tell_others(error, self.step, self._saved[0], self.device.type)
             self._forget_gradients()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self._save_if_new()
-            self.micro_batch = self.team.first(self._halve)
-            if self.team.is_first:
-                _log.warning("step %d: %s; micro-batch is now %d", self.step, message, self.micro_batch)
-
-    def _halve(self) -> int:
-        return self.ledger.halve(self.step, self._largest_part(), f"out of memory on {self.device.type}")
-
-    def _largest_part(self) -> int:
-        """Return the most rows of one pass: a process's share may be less than the micro-batch."""
-        return min(self.micro_batch, self.batches.effective_batch // self.team.size)
-
-    def _tell_others(self, error: BaseException) -> None:
-        """Let the other processes know that this one ran out of memory.
-
-        Raises:
-            Stopped: the model is divided: they wait for this one within a pass, where nothing can be told any more.
-                What holds from the last checkpoint on is recorded, and the next start has it.
-        """
-        if not self.divided:
-            if not isinstance(error, PeerOutOfMemoryError):
-                self.team.say_out_of_memory()
-            return
-        step, reason = self._saved[0], f"out of memory on {self.device.type} in process {self.team.rank}"
-        current = self.ledger.halve(step, self._largest_part(), reason)
-        raise Stopped(f"step {self.step}: {reason}; micro-batch will be {current} from step {step} on")
+            self.micro_batch.halve(self.step, self.device.type, message)
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -311,14 +289,14 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> bool:
         """Score the validation rows, nats per token; False if a stop is requested in between."""
-        began, total = time.monotonic(), 0.0
+        began, total, rows = time.monotonic(), 0.0, self.micro_batch.rows
         self.model.eval()
         try:
-            for round_first in range(0, len(self.validation_rows_NL), self.micro_batch * self.team.size):
+            for round_first in range(0, len(self.validation_rows_NL), rows * self.team.size):
                 if self.stop.requested:
                     return False
-                first = round_first + self.team.rank * self.micro_batch
-                rows_BL = self.validation_rows_NL[first : first + self.micro_batch].astype(np.int64)
+                first = round_first + self.team.rank * rows
+                rows_BL = self.validation_rows_NL[first : first + rows].astype(np.int64)
                 is_counted = len(rows_BL) > 0
                 if not is_counted:  # all processes compute as often, and one row must do where none is left
                     rows_BL = self.validation_rows_NL[:1].astype(np.int64)
@@ -372,7 +350,7 @@ class Trainer:
                 "total_steps": self.total_steps,
                 "best": best,
                 "validations": self.history,
-                "micro_batches": self.ledger.history(),
+                "micro_batches": self.micro_batch.history(),
                 "constraint": describe_constraint(self.constraint),
                 "next": self.batches.fingerprint(self.step),
                 "identity": self.identity,
@@ -412,7 +390,8 @@ class Trainer:
             self._restore_optimizer(checkpoint)
         self._saved = (self.step, checkpoint is None or checkpoint.state.get("validated", True))
         self._slowest_s["save"] = max((line["save_s"] for line in self.timing.read()[-1:]), default=0.0)
-        self.micro_batch = self.team.first(self._begin_attempt)
+        self.team.first(lambda: self.metrics.resume(self.step, (entry["step"] for entry in self.history)))
+        self.micro_batch.begin(self.step, self.total_steps)
 
     def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
         if self.divided:
@@ -426,18 +405,6 @@ class Trainer:
                 f"{checkpoint.path}: this software draws other random numbers or another order of rows than the "
                 f"one it was made with; use the versions that the run's records name, or start again with --fresh"
             )
-
-    def _begin_attempt(self) -> int:
-        """Cut the metrics to the checkpoint, leave the trace of this attempt, and return the micro-batch."""
-        self.metrics.resume(self.step, (entry["step"] for entry in self.history))
-        current = self.ledger.follow_other_arms(self.step, self.ledger.at(self.step, self.first_micro_batch))
-        if reason := self.attempt.why_last_died_of_memory(self.step):
-            current = self.ledger.halve(self.step, current, reason)
-            _log.warning("%s: micro-batch is now %d", reason, current)
-        if self.step < self.total_steps:
-            self.ledger.note_processes(self.step, current, self.team.size, self.recipe.parallel)
-        self.attempt.begin(self.step)
-        return current
 
     def _begin_training_mode(self) -> None:
         self.model.train()
