@@ -35,8 +35,7 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
         code = app(spread_lists([a for a in arguments if a != "--debug"]), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
-        _print_error("PARTIAL", stopped, debug)
-        print("Run the same command again to continue.", file=sys.stderr)
+        _print_error("PARTIAL", stopped, debug, "Run the same command again to continue.")
         return stopped.exit_code
     except IsotoneError as error:
         _print_error("ERROR", error, debug)
@@ -57,11 +56,15 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
         return 1
 
 
-def _print_error(word: str, error: IsotoneError, debug: bool) -> None:
+def _print_error(word: str, error: IsotoneError, debug: bool, advice: str = "") -> None:
     if debug:
         traceback.print_exc()
+    if error.told:
+        return
     for line in str(error).splitlines():  # a configuration may have several faults, one a line
         print(f"{word}: {line.strip()}", file=sys.stderr)
+    if advice:
+        print(advice, file=sys.stderr)
 
 
 # --- arguments that several commands share ---------------------------------------------------------------------------

@@ -115,6 +115,8 @@ class Training(Part):
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
     """fp32, or bf16 autocast over fp32 masters; auto: by the device, once. pure_bf16 belongs to published_bf16."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work: ddp, each holds the whole model; fsdp, each holds a part. One: ignored."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     save_every_steps: Count = 500
