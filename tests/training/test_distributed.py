@@ -166,22 +166,25 @@ def test_a_killed_process_ends_the_others_and_all_continue(
     assert_same_curve(tmp_path, alone[None])
 
 
-@pytest.mark.parametrize("parallel", RECIPES)
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path, parallel: str) -> None:
+@pytest.mark.parametrize(
+    ("parallel", "at", "saved"),
+    [("ddp", 5, "step-00000005"), ("fsdp", 5, "step-00000005"), ("ddp", 4, "step-00000004.unvalidated")],
+)
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path, parallel: str, at: int, saved: str) -> None:
+    """Between two steps, and when a validation begins."""
+
     def signalled(team: Team) -> None:
         stop = StopFlag()
         stop.install()
 
         def signal_myself(step: int, text: str) -> None:
-            if (team.rank, step) == (1, 5):
+            if (team.rank, step) == (1, at):
                 os.kill(os.getpid(), signal.SIGUSR1)
 
         result = train(tmp_path, recipe=RECIPES[parallel], team=team, stop=stop, progress=signal_myself)
-        assert not result.complete
-        assert result.step == 5
+        assert (result.complete, result.step, result.checkpoints["last"]) == (False, at, saved)
 
     assert together(2, signalled) == [0, 0]
-    assert read_checkpoint(tmp_path / "checkpoints/arm/step-00000005").state["step"] == 5
 
 
 @pytest.mark.parametrize("parallel", RECIPES)
