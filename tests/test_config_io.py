@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from isotone.config import Experiment
@@ -58,6 +58,7 @@ def test_what_is_dumped_is_read_back_equal(preset: str, defaults: bool, tmp_path
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
+@example("a\x85b\u2028c\u2029 d\ufeff")
 def test_any_text_survives_dump_and_load(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "text.yaml"
     path.write_text(dump_yaml(Experiment(name="x", description=text)), newline="")

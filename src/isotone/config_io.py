@@ -167,7 +167,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back equal: text that looks like a number is quoted."""
+    """Writes what ``_Loader`` reads back equal: text that looks like a number, or holds odd line breaks, is quoted."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        breaks = any(mark in text for mark in "\x85\u2028\u2029")  # YAML's line breaks: plain, they are folded
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 _SCALARS = (
