@@ -111,6 +111,13 @@ def test_what_the_profile_expects_goes_before_what_is_computed() -> None:
     assert row_of(plan, "evaluate", "host memory").safe is False
 
 
+def test_every_unsafe_row_says_what_would_make_it_safe() -> None:
+    long = [f"cluster.stages.{stage}.expected_time=20-00" for stage in ("setup", "evaluate", "train_baseline")]
+    plan = founding("cluster.memory=1G", "cluster.free_disk=1G", *long)
+    assert {row.resource for row in plan.unsafe} == {"time", "time limit", "host memory", "device memory", "disk"}
+    assert all(row.advice for row in plan.unsafe)
+
+
 def test_the_critical_path_goes_through_the_slowest_measure() -> None:
     plan = founding()
     path = row_of(plan, "critical path", "time")
@@ -147,6 +154,8 @@ def test_a_finished_arm_says_how_long_the_other_takes(tmp_path: Path) -> None:
     assert row_of(plan, "setup", "time").expected == 7
     assert row_of(plan, "train_monotonic", "time").expected == 100
     assert row_of(plan, "evaluate", "time").expected is None
+    longer = experiment.model_copy(update={"training": experiment.training.model_copy(update={"epochs": 2.0})})
+    assert row_of(make_plan(longer, None, tmp_path), "train_baseline", "time").expected is None, "of other values"
 
 
 def test_measured_rates_are_kept_and_used(tmp_path: Path) -> None:

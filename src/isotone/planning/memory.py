@@ -107,9 +107,8 @@ def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> f
     parameters, masters = shape.num_parameters, sizes.constrained(arm)
     states: float = width * (3 * parameters + masters)
     gradients: float = width * parameters
-    if (
-        machine.devices > 1 and getattr(recipe, "parallel", "ddp") == "fsdp"
-    ):  # a part of all, and one block's whole weights
+    if machine.devices > 1 and getattr(recipe, "parallel", "ddp") == "fsdp":
+        # a part of everything, and the whole weights of the block under way
         states, gradients = states / machine.devices, gradients / machine.devices
         states += width * (shape.layer_weights + shape.head_weights)
     casts = 2 * (shape.layers * shape.layer_weights + shape.head_weights) if machine.precision == "bf16" else 0
