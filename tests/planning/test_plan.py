@@ -162,9 +162,9 @@ def test_measured_rates_are_kept_and_used(tmp_path: Path) -> None:
     experiment = load_experiment("pocket", ["runtime={device: cpu, threads: 1}", "training.precision=fp32"])
     shape = read_shape(experiment.model)
     key = rates_key(experiment, shape, "cpu", "fp32", 1)
-    keep(key, Rates(1e11, 1e11, 1e11, 1e9, 1e8, 1e8, 1e6, 3.0, 4e8))
+    keep(key, Rates(1e11, 1e11, 1e11, 1e9, 1e8, 1e8, 1e6, 0.1, 0.1, 3.0, 4e8))
     slow = row_of(make_plan(experiment, None, tmp_path), "triggers", "time").expected
-    keep(key, Rates(2e11, 2e11, 2e11, 1e9, 1e8, 1e8, 1e6, 3.0, 4e8))
+    keep(key, Rates(2e11, 2e11, 2e11, 1e9, 1e8, 1e8, 1e6, 0.1, 0.1, 3.0, 4e8))
     fast = row_of(make_plan(experiment, None, tmp_path), "triggers", "time")
     assert slow / 2 < fast.expected < 0.6 * slow
     assert "measured here" in fast.origin
