@@ -11,8 +11,10 @@ from tiny_models import MODELS
 from torch.autograd.graph import saved_tensors_hooks
 
 from isotone.config_io import load_experiment
+from isotone.evaluation.windows import fixed_batches
+from isotone.pipeline.graph import Node
 from isotone.planning.corpus import CorpusSize
-from isotone.planning.memory import Machine, layer_bytes, training_memory
+from isotone.planning.memory import Machine, host_memory, layer_bytes, training_memory
 from isotone.planning.shape import read_shape, shape_of
 from isotone.planning.work import Sizes
 from isotone.scoring import token_nll
@@ -79,6 +81,19 @@ def test_more_rows_or_longer_ones_never_take_less(rows: int, length: int, more_r
 def test_devices_beyond_the_effective_batch_hold_less_of_it() -> None:
     assert _training(8, 2048, "baseline", devices=32) < _training(8, 2048, "baseline", devices=4)
     assert _training(8, 2048, "baseline", devices=4) == _training(8, 2048, "baseline")
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(100, 900), min_size=1, max_size=12), st.integers(1, 9))
+def test_an_evaluation_is_held_by_the_largest_batch_that_it_makes(lengths: list[int], batch_size: int) -> None:
+    experiment = load_experiment("pocket", [f"evaluation.batch_size={batch_size}", "arms={baseline: {}}"])
+    corpus = CorpusSize(1e6, 4e6, {"test": np.array(lengths) - 1}, "test")
+    sizes = Sizes(experiment, read_shape(experiment.model), corpus)
+    held = host_memory(sizes, Machine("cpu", "fp32", "sdpa", 0), Node("evaluate", "baseline"))
+    batches = fixed_batches(lengths, 256, 128, batch_size, 4096)
+    logits = 4 * 4096 * max(len(b) * (max(w.end - w.start for w in b) - 1) for b in batches)
+    weights = 4 * sizes.shape.num_parameters
+    assert 1.5 * weights + logits <= held <= max(2 * weights, 1.5 * weights + 3 * logits)
 
 
 def test_masters_cost_and_recomputation_saves() -> None:

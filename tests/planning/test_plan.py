@@ -111,6 +111,13 @@ def test_what_the_profile_expects_goes_before_what_is_computed() -> None:
     assert row_of(plan, "evaluate", "host memory").safe is False
 
 
+def test_every_unsafe_row_says_what_would_make_it_safe() -> None:
+    long = [f"cluster.stages.{stage}.expected_time=20-00" for stage in ("setup", "evaluate", "train_baseline")]
+    plan = founding("cluster.memory=1G", "cluster.free_disk=1G", *long)
+    assert {row.resource for row in plan.unsafe} == {"time", "time limit", "host memory", "device memory", "disk"}
+    assert all(row.advice for row in plan.unsafe)
+
+
 def test_the_critical_path_goes_through_the_slowest_measure() -> None:
     plan = founding()
     path = row_of(plan, "critical path", "time")
@@ -147,15 +154,17 @@ def test_a_finished_arm_says_how_long_the_other_takes(tmp_path: Path) -> None:
     assert row_of(plan, "setup", "time").expected == 7
     assert row_of(plan, "train_monotonic", "time").expected == 100
     assert row_of(plan, "evaluate", "time").expected is None
+    longer = experiment.model_copy(update={"training": experiment.training.model_copy(update={"epochs": 2.0})})
+    assert row_of(make_plan(longer, None, tmp_path), "train_baseline", "time").expected is None, "of other values"
 
 
 def test_measured_rates_are_kept_and_used(tmp_path: Path) -> None:
     experiment = load_experiment("pocket", ["runtime={device: cpu, threads: 1}", "training.precision=fp32"])
     shape = read_shape(experiment.model)
     key = rates_key(experiment, shape, "cpu", "fp32", 1)
-    keep(key, Rates(1e11, 1e11, 1e11, 1e9, 1e8, 1e8, 1e6, 3.0, 4e8))
+    keep(key, Rates(1e11, 1e11, 1e11, 1e9, 1e8, 1e8, 1e6, 0.1, 0.1, 3.0, 4e8))
     slow = row_of(make_plan(experiment, None, tmp_path), "triggers", "time").expected
-    keep(key, Rates(2e11, 2e11, 2e11, 1e9, 1e8, 1e8, 1e6, 3.0, 4e8))
+    keep(key, Rates(2e11, 2e11, 2e11, 1e9, 1e8, 1e8, 1e6, 0.1, 0.1, 3.0, 4e8))
     fast = row_of(make_plan(experiment, None, tmp_path), "triggers", "time")
     assert slow / 2 < fast.expected < 0.6 * slow
     assert "measured here" in fast.origin

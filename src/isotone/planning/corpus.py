@@ -68,7 +68,7 @@ def corpus_size(data: Data, shape: ModelShape, packed: Path, tokens: float | Non
         UsageError: nothing says how much text there is; says what to give.
     """
     if tokens is None and (packed / DATASET).is_file():
-        return _counted(packed)
+        return _counted(packed, data.shuffle_seed)
     share = data.fractions["train"]
     if tokens is not None:
         mean = _KNOWN[data.source][1] / BYTES_PER_TOKEN if data.source in _KNOWN else 1000.0
@@ -112,9 +112,10 @@ def _estimated(data: Data, tokens: float, documents: float, origin: str) -> Corp
     return CorpusSize(tokens * data.fractions["train"], tokens * BYTES_PER_TOKEN, held_out, origin)
 
 
-def _counted(folder: Path) -> CorpusSize:
+def _counted(folder: Path, shuffle_seed: int) -> CorpusSize:
+    """Count packed data; held-out documents are in the order in which stages take the first of them."""
     packed = open_packed(folder)
     splits = packed.summary["splits"]
-    held_out = {split: packed.documents(split).num_tokens for split in SPLITS[1:]}
+    held_out = {split: packed.documents(split).shuffled(shuffle_seed).num_tokens for split in SPLITS[1:]}
     rows = splits["train"]["rows"] * packed.sequence_length
     return CorpusSize(rows, sum(split["bytes"] for split in splits.values()), held_out, "counted: packed data")

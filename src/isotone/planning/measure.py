@@ -27,7 +27,7 @@ from isotone.planning.work import LONGEST_WINDOW
 if TYPE_CHECKING:
     from torch import nn
 
-MOST_FLOPS = 4e12
+MOST_FLOPS = {"cpu": 1e12}
 """Operations of one measured pass at most: longer batches are cut, so that a large model can be measured, too."""
 
 MIN_S = 1.0
@@ -92,13 +92,25 @@ class Meter:
     def rates(self) -> Rates:
         """Return all rates."""
         self._require_memory()
-        pack = self._pack()
+        tokenizer_s, vocabulary_s, pack = self._tokenizer()
         model, load = self._load()
         model.to(self.device)
         save = self._save()
         evaluate, attack = self._evaluate(model), self._attack(model)
         train, optimizer = self._train(model)
-        return Rates(train, evaluate, attack, optimizer, load, save, pack, self.start_s, self.baseline)
+        return Rates(
+            train=train,
+            evaluate=evaluate,
+            attack=attack,
+            optimizer=optimizer,
+            load=load,
+            save=save,
+            pack=pack,
+            tokenizer_s=tokenizer_s,
+            vocabulary_s=vocabulary_s,
+            start_s=self.start_s,
+            baseline=self.baseline,
+        )
 
     def _warm_up(self) -> None:
         """Run what is run, on next to nothing, so that its code is in memory."""
@@ -133,7 +145,7 @@ class Meter:
         work()
         self._wait()
         times: list[float] = []
-        while sum(times) < MIN_S or len(times) < 2:
+        while sum(times) < MIN_S:
             began = self.now()
             work()
             self._wait()
@@ -165,9 +177,10 @@ class Meter:
 
     def _rows(self, rows: int, length: int, factor: float = 1) -> tuple[int, int]:
         """Return a batch that is cut to ``MOST_FLOPS``."""
-        while rows > 1 and factor * forward_flops(self.shape, rows, length, length) > MOST_FLOPS:
+        most = MOST_FLOPS.get(self.device, 1e15)
+        while rows > 1 and factor * forward_flops(self.shape, rows, length, length) > most:
             rows = rows // 2
-        while length > 64 and factor * forward_flops(self.shape, rows, length, length) > MOST_FLOPS:
+        while length > 64 and factor * forward_flops(self.shape, rows, length, length) > most:
             length = length // 2
         return rows, length
 
@@ -252,18 +265,34 @@ class Meter:
             CheckpointFolder(Path(folder)).publish(1, {"weights": torch.zeros(num_entries)}, None, {})
             return 4 * num_entries / (self.now() - began)
 
-    def _pack(self) -> float | None:
-        """Return bytes of the corpus a second that are packed with the model's tokenizer, where both are here."""
+    def _tokenizer(self) -> tuple[float | None, float | None, float | None]:
+        """Return the seconds to load the tokenizer and to find what attacks may write, and the rate of packing.
+
+        None where it would have to be fetched; the last one also where the corpus would.
+        """
+        from isotone.attacks import Vocabulary
+        from isotone.models import load_tokenizer
+
+        config = self.experiment.model
+        if not resolve_source(config.source, config.gguf_file).local:
+            return None, None, None
+        load_tokenizer(config.source, gguf_file=config.gguf_file)  # what it imports is not counted
+        began = self.now()
+        tokenizer = load_tokenizer(config.source, gguf_file=config.gguf_file)
+        loaded = self.now()
+        Vocabulary.from_tokenizer(tokenizer, self.shape.vocabulary)
+        found = self.now()
+        return loaded - began, found - loaded, self._pack(tokenizer)
+
+    def _pack(self, tokenizer: Any) -> float | None:
+        """Return bytes of the corpus a second that are tokenized, compared and packed."""
         from isotone.data.corpora import WEB_BIBLE, open_corpus
         from isotone.data.packing import prepare_data
         from isotone.interruption import StopFlag
-        from isotone.models import load_tokenizer
 
-        config, data = self.experiment.model, self.experiment.data
-        here = data.source == WEB_BIBLE or Path(data.source).expanduser().exists()
-        if not (here and resolve_source(config.source, config.gguf_file).local):
+        data = self.experiment.data
+        if data.source != WEB_BIBLE and not Path(data.source).expanduser().exists():
             return None
-        tokenizer = load_tokenizer(config.source, gguf_file=config.gguf_file)
         with tempfile.TemporaryDirectory() as folder:
             sample, num_bytes = Path(folder) / "sample.jsonl", 0
             lines = []

@@ -7,7 +7,6 @@ from typing import Any
 from isotone import records
 from isotone.cluster import LIGHT_STAGES, Cluster, duration_s, size_bytes
 from isotone.config import Experiment
-from isotone.config_io import load_experiment
 from isotone.models.sources import resolve_source
 from isotone.pipeline.graph import Graph
 from isotone.pipeline.record import standing
@@ -80,12 +79,19 @@ class Planner:
         self.corpus: CorpusSize = corpus_size(experiment.data, self.shape, self.run.data, wanted)
         self.sizes = Sizes(experiment, self.shape, self.corpus)
         self.graph = Graph(experiment)
-        self.begun = load_experiment(self.run.experiment_file) if self.run.config.is_file() else None
+        self.decided = self._decided() if self.run.config.is_file() and here else None
         self.maxima: dict[str | None, int | None] = {}
         self.nodes = {
             stage: [node for node in self.graph.nodes if self.graph.stage_of(node) == stage]
             for stage in self.graph.stages
         }
+
+    def _decided(self) -> Experiment:
+        """Return the experiment with what was decided when its run began, as records know it."""
+        experiment, target = self.experiment, self.target
+        runtime = experiment.runtime.model_copy(update={"device": target.device, "threads": target.threads})
+        training = experiment.training.model_copy(update={"precision": target.precision})
+        return experiment.model_copy(update={"runtime": runtime, "training": training})
 
     def plan(self) -> Plan:
         """Return the plan."""
@@ -103,21 +109,24 @@ class Planner:
 
     def _time(self, stage: str, done: dict[str, float]) -> Row:
         limit = limits.time_limit(self.cluster, stage)
-        resources = self.cluster.resources(stage)
         if stage in done:
             return Row(stage, "time", done[stage], limit, origin="measured: complete", safe=True)
-        if resources.expected_time:
-            return judged(stage, "time", duration_s(resources.expected_time), limit, "stated: expected_time")
-        if (by_record := self._by_records(stage, done)) is not None:
-            return judged(stage, "time", by_record, limit, "measured: this run's records")
-        devices = self._devices(stage)
-        seconds, origin, firm = stage_seconds(
-            self._work(stage), self.target, self._recipe(stage), self._save_bytes(stage)
-        )
+        seconds, origin, firm = self._seconds(stage, done)
         if seconds is None:
             return Row(stage, "time", None, limit, origin="not checked: no rate; isotone plan … --measure gives one")
-        row = judged(stage, "time", seconds / devices, limit, origin, firm)
+        row = judged(stage, "time", seconds, limit, origin, firm)
         return row.advised(advice.for_time(row, self.sizes, self.cluster)) if row.safe is False else row
+
+    def _seconds(self, stage: str, done: dict[str, float]) -> tuple[float | None, str, bool | None]:
+        """Return a stage's seconds, where they come from, and how firm they are."""
+        if stated := self.cluster.resources(stage).expected_time:
+            return duration_s(stated), "stated: expected_time", True
+        if (by_record := self._by_records(stage, done)) is not None:
+            return by_record, "measured: this run's records", True
+        recipe = self._recipe(stage)
+        save_bytes = 3.0 * self.sizes.weight_bytes(recipe) if recipe else 0.0
+        seconds, origin, firm = stage_seconds(self._work(stage), self.target, recipe, save_bytes)
+        return None if seconds is None else seconds / self._devices(stage), origin, firm
 
     def _devices(self, stage: str) -> int:
         """Return the devices that share a stage's work: only training is shared."""
@@ -130,20 +139,13 @@ class Planner:
         arms = [node.arm for node in self.nodes[stage] if node.kind == "train" and node.arm]
         return self.experiment.training_of(arms[0]) if arms else None
 
-    def _save_bytes(self, stage: str) -> float:
-        recipe = self._recipe(stage)
-        return 3.0 * self.sizes.weight_bytes(recipe) if recipe else 0.0
-
     def _recorded(self, stage: str) -> float | None:
-        """Return the seconds that a complete stage took; None where a node of it is not complete."""
-        if self.begun is None:
+        """Return the seconds that a complete stage took; None where a node of it is not complete for these values."""
+        if self.decided is None:
             return None
-        graph, total = Graph(self.begun), 0.0
+        total = 0.0
         for node in self.nodes[stage]:
-            if (
-                node not in graph.needs
-                or standing(self.run, graph, self.begun, self.seeds[0], node).state != "complete"
-            ):
+            if standing(self.run, self.graph, self.decided, self.seeds[0], node).state != "complete":
                 return None
             total += records.read_json(self.run.record(node))["provenance"]["seconds"]
         return total

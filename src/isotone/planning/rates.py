@@ -28,6 +28,8 @@ class Rates:
         load: bytes of weights a second that are read into memory.
         save: bytes a second that are written, synced, read back and hashed.
         pack: bytes of text a second that are tokenized, compared and packed.
+        tokenizer_s: seconds to load the tokenizer.
+        vocabulary_s: seconds to find out what attacks may write.
         start_s: seconds until a process has imported everything.
         baseline: bytes of memory that it holds once it has computed something small.
     """
@@ -39,11 +41,22 @@ class Rates:
     load: float | None = None
     save: float | None = None
     pack: float | None = None
+    tokenizer_s: float | None = None
+    vocabulary_s: float | None = None
     start_s: float | None = None
     baseline: float | None = None
 
 
-REFERENCE = Rates(optimizer=4e8, load=2e8, save=2e8, pack=1e6, start_s=4.0, baseline=450_000_000)
+REFERENCE = Rates(
+    optimizer=4e8,
+    load=2e8,
+    save=2e8,
+    pack=1e6,
+    tokenizer_s=0.5,
+    vocabulary_s=1.5,
+    start_s=4.0,
+    baseline=450_000_000,
+)
 """What a processor does beside the model, where it was not measured: orders of magnitude, and rows say "assumed"."""
 
 

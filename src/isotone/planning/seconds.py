@@ -4,6 +4,16 @@ from isotone.config import Training
 from isotone.planning.target import Target
 from isotone.planning.work import Work
 
+_AMOUNTS = {
+    "load": "loaded",
+    "save": "saved",
+    "pack": "packed",
+    "optimizer": "optimizer",
+    "tokenizer_s": "tokenizers",
+    "vocabulary_s": "vocabularies",
+}
+"""Rates of a processor's work beside the model's passes, and what each is multiplied by or divides."""
+
 
 def stage_seconds(
     work: Work, target: Target, recipe: Training | None, save_bytes: float
@@ -20,11 +30,8 @@ def stage_seconds(
     computing = work.train + work.evaluate + work.attack
     light_s = _light_seconds(work, target)
     if not computing:
-        return (
-            light_s,
-            "measured here" if target.host_measured else "assumed rates",
-            True if target.host_measured else None,
-        )
+        assumed = target.assumed & ({"start_s"} | {name for name in _AMOUNTS if getattr(work, _AMOUNTS[name])})
+        return light_s, "assumed rates" if assumed else "measured here", None if assumed else True
     # validation computes in the training's precision
     parts = [(work.train, rates.train), (work.evaluate, rates.train if work.train else rates.evaluate)]
     parts.append((work.attack, rates.attack))
@@ -43,11 +50,8 @@ def stage_seconds(
 
 def _light_seconds(work: Work, target: Target) -> float:
     """Return the seconds beside a model's passes: start, loading, saving, packing, the optimizer."""
-    rates = target.rates
-    amounts = (
-        (work.loaded, rates.load),
-        (work.saved, rates.save),
-        (work.packed, rates.pack),
-        (work.optimizer, rates.optimizer),
-    )
-    return work.constant_s + (rates.start_s or 0) + sum(amount / rate for amount, rate in amounts if rate)
+    rates, seconds = target.rates, work.constant_s + (target.rates.start_s or 0)
+    for name, amount in _AMOUNTS.items():
+        if rate := getattr(rates, name):
+            seconds += getattr(work, amount) * rate if name.endswith("_s") else getattr(work, amount) / rate
+    return seconds

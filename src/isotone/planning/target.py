@@ -3,7 +3,7 @@
 import platform
 import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from isotone.cluster import Cluster, Resources
@@ -30,9 +30,9 @@ class Target:
         precision: of training.
         threads: CPU threads of torch.
         rates: what is known of its speed; processor's work from ``REFERENCE`` where it was not measured.
+        assumed: names of the rates that come from there.
         rate_origin: where the operations a second come from; None where nobody knows them.
         bounded: evaluation and attacks are counted at the training's rate, for nobody stated the one in fp32.
-        host_measured: whether the processor's work was measured.
     """
 
     here: bool
@@ -40,9 +40,14 @@ class Target:
     precision: str
     threads: int
     rates: Rates
+    assumed: frozenset[str]
     rate_origin: str | None
     bounded: bool
-    host_measured: bool
+
+    @property
+    def host_measured(self) -> bool:
+        """Whether this machine was measured."""
+        return "start_s" not in self.assumed
 
     def machine(self, experiment: Experiment) -> Machine:
         """Return what memory depends on."""
@@ -75,12 +80,12 @@ def find_target(experiment: Experiment, shape: ModelShape, cluster: Cluster, her
     measured = rates_module.measured(key) if here else None
     stated = rates_module.stated(cluster.device)
     if measured is not None:
-        return Target(here, device, precision, threads, _filled(measured), "measured here", False, True)
+        return Target(here, device, precision, threads, *_filled(measured), "measured here", False)
     bounded = stated.train is not None and stated.attack is None
     if bounded:
         stated = replace(stated, evaluate=stated.train, attack=stated.train)
     origin = f"stated: {cluster.device.name or 'the device'}" if stated.train else None
-    return Target(here, device, precision, threads, _filled(stated), origin, bounded, False)
+    return Target(here, device, precision, threads, *_filled(stated), origin, bounded)
 
 
 def planned_device(experiment: Experiment, cluster: Cluster) -> str:
@@ -114,8 +119,8 @@ def num_devices(resources: Resources) -> int:
     return count * (resources.nodes or 1)
 
 
-def _filled(rates: Rates) -> Rates:
-    """Return rates with the processor's work taken from ``REFERENCE`` where it is not known."""
-    names = ("optimizer", "load", "save", "pack", "start_s", "baseline")
-    missing = {name: getattr(REFERENCE, name) for name in names if getattr(rates, name) is None}
-    return replace(rates, **missing)
+def _filled(rates: Rates) -> tuple[Rates, frozenset[str]]:
+    """Return rates with the processor's work taken from ``REFERENCE`` where it is not known, and the names of those."""
+    known = asdict(REFERENCE).items()
+    missing = {name: value for name, value in known if value is not None and getattr(rates, name) is None}
+    return replace(rates, **missing), frozenset(missing)

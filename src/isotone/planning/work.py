@@ -34,6 +34,8 @@ class Work:
         loaded: bytes of weights read into memory, in fp32.
         saved: bytes written to checkpoints and read back, those saved by the clock left out.
         packed: bytes of text that are tokenized, compared and packed.
+        tokenizers: times that a tokenizer is loaded.
+        vocabularies: times that what attacks may write is found out.
         constant_s: seconds that depend on nothing of this.
     """
 
@@ -44,6 +46,8 @@ class Work:
     loaded: float = 0
     saved: float = 0
     packed: float = 0
+    tokenizers: float = 0
+    vocabularies: float = 0
     constant_s: float = 0
 
     def __add__(self, other: "Work") -> "Work":
@@ -91,7 +95,7 @@ def node_work(sizes: Sizes, node: Node) -> Work:
     arm = node.arm or ""
     match node.kind:
         case "setup":
-            return Work(packed=sizes.corpus.text_bytes, constant_s=1)
+            return Work(packed=sizes.corpus.text_bytes, tokenizers=1, constant_s=1)
         case "constrain":
             weights = 4 * sizes.shape.num_parameters
             start = _start(sizes, arm)
@@ -105,7 +109,7 @@ def node_work(sizes: Sizes, node: Node) -> Work:
         case "hotflip":
             return hotflip(sizes) + _end(sizes, arm)
         case _:
-            return Work(constant_s=2)
+            return Work(tokenizers=1, vocabularies=1, constant_s=2)
 
 
 def num_saves(recipe: Training, steps: int) -> int:
@@ -201,7 +205,13 @@ def hotflip(sizes: Sizes) -> Work:
     total += tests * (gradient_flops(shape, 1, length, length - 1) + 2 * flips * shape.head_weights + judged)
     total += tests * (2 * clean + judged)
     total += searches * ((1 + config.random_draws) * clean + judged)
-    return Work(attack=total)
+    # the stage asks the tokenizer for its BOS before every method, published and both random ones included
+    return Work(attack=total, tokenizers=1 + len(methods_used(sizes)), vocabularies=1)
+
+
+def methods_used(sizes: Sizes) -> tuple[str, ...]:
+    """Return the variants that stage 6 runs (pipeline/stages/hotflip.py)."""
+    return (*sizes.experiment.attacks.hotflip.methods, "published", "random", "random_search")
 
 
 def trigger_length(sizes: Sizes) -> int:
@@ -242,7 +252,8 @@ def triggers(sizes: Sizes) -> Work:
     iteration += 2 * config.triggers.length * shape.head_weights
     restart = trigger_iterations(sizes) * iteration + 2 * searches * forward
     judged = 2 * forward_flops(shape, 1, length, length - 1) + (1 + CONTROLS) * forward
-    return Work(attack=config.triggers.restarts * restart + searches * forward + tests * judged)
+    attack = config.triggers.restarts * restart + searches * forward + tests * judged
+    return Work(attack=attack, tokenizers=1, vocabularies=1)
 
 
 def _searches(sizes: Sizes) -> int:
