@@ -189,6 +189,26 @@ def test_dtype_is_float32_unless_asked_otherwise(tmp_path: Path) -> None:
     assert load_model(str(tmp_path / "model"), dtype="auto").dtype == torch.bfloat16
 
 
+def test_a_model_without_weights_or_tokenizer_is_refused_before_the_corpus_is_packed(tmp_path: Path) -> None:
+    """transformers makes an empty tokenizer up, to which every corpus is empty."""
+    bare = tmp_path / "bare"
+    save_model(tiny_model("gpt_neox"), None, bare)
+    with pytest.raises(UsageError, match="bare comes without a tokenizer"):
+        load_tokenizer(str(bare))
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="bare holds no weights"):
+        pin_model(Model(source=str(bare)))
+
+
+def test_every_file_of_a_tokenizer_is_pinned(folder: Path) -> None:
+    (folder / "merges.txt").write_text("a b\n")
+    model = Model(source=str(folder))
+    pin = pin_model(model)
+    (folder / "merges.txt").write_text("b a\n")
+    with pytest.raises(UsageError, match=r"merges\.txt of .* is not the file that setup pinned"):
+        load_tokenizer(model, pin=pin)
+
+
 def test_pinned_model_is_loaded_and_a_changed_one_is_refused(folder: Path, tmp_path: Path) -> None:
     model = Model(source=str(folder))
     pin = pin_model(model)

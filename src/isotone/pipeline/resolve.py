@@ -23,7 +23,7 @@ def resolve(experiment: Experiment, run: RunDirectory) -> Experiment:
     before = load_experiment(str(run.config), []) if run.config.is_file() else None
     resolved = _resolved_as(experiment, before) if before else _resolved_here(experiment)
     text = dump_yaml(resolved, defaults=True)
-    if not run.config.is_file() or run.config.read_text() != text:
+    if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
         records.write_text(run.config, text)
     return resolved
 
