@@ -1,10 +1,12 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils.logging import get_logger
 from tiny_models import MODELS, logits, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,6 +18,7 @@ from isotone.config import Model
 from isotone.constraint import constrain, fold
 from isotone.errors import IsotoneError, UsageError
 from isotone.models import describe, load_model, load_tokenizer, pin_model, save_model
+from isotone.models.sources import Source, one_line
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -163,6 +166,14 @@ def test_hub_that_cannot_be_reached_says_what_to_do() -> None:
         pin_model(Model(source="EleutherAI/pythia-14m-not-cached"))
     with pytest.raises(UsageError, match=r"tokenizer could not be fetched.*hf download"):
         load_tokenizer("EleutherAI/pythia-14m-not-cached")
+
+
+def test_an_unreachable_hub_is_told_once() -> None:
+    """The hub's client warns of every retry; the error that follows says it all."""
+    client = get_logger("huggingface_hub.utils._http")
+    with one_line(Source("some/model", "some/model", None, False)):
+        assert not client.isEnabledFor(logging.WARNING)
+    assert client.isEnabledFor(logging.WARNING)
 
 
 def test_kernel_that_an_architecture_lacks_is_one_line(tmp_path: Path) -> None:

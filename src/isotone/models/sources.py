@@ -228,10 +228,10 @@ def one_line(at: Source, what: str = "model") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what transformers prints while loading: what it warns of is an error here, bars are isotone's own."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hold back what the libraries print while loading: what they warn of is an error here, bars are isotone's own."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("transformers", "huggingface_hub"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     bars: Any = sys.modules["transformers"].utils.logging if "transformers" in sys.modules else None
     shown = bars is not None and bars.is_progress_bar_enabled()
     if shown:
@@ -239,7 +239,8 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
         if shown:
             bars.enable_progress_bar()
 

@@ -69,6 +69,9 @@ def evaluate_documents(
         text_field: the field that holds the text.
         out: folder for finished batches and the result; an interrupted evaluation continues there.
         stop: read after each batch.
+
+    Raises:
+        UsageError: the model or the documents cannot be used, or there is no text in them.
     """
     from tempfile import TemporaryDirectory
 
@@ -84,6 +87,8 @@ def evaluate_documents(
         for d in texts
         for ids in [tokenizer(d.text, add_special_tokens=False)["input_ids"]]
     ]
+    if not any(len(document.tokens) for document in tokenized):
+        raise UsageError(f"--documents: {documents} holds no text")
     with TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         rows = evaluate_perplexity(
