@@ -78,6 +78,7 @@ def evaluate_documents(
     from isotone.data.corpora import open_corpus
     from isotone.data.packed import PackedDocument
     from isotone.data.packing import separator_of
+    from isotone.data.shards import tokenize
     from isotone.evaluation import evaluate_perplexity, summarize
 
     model, tokenizer = load_model(source), load_tokenizer(source)
@@ -85,7 +86,7 @@ def evaluate_documents(
     tokenized = [
         PackedDocument(d.id, np.array(ids, np.int64), len(d.text.encode()), d.text)
         for d in texts
-        for ids in [tokenizer(d.text, add_special_tokens=False)["input_ids"]]
+        for ids in [tokenize([d.text], tokenizer)[0]]
     ]
     if not any(len(document.tokens) for document in tokenized):
         raise UsageError(f"--documents: {documents} holds no text")
