@@ -171,14 +171,27 @@ for _kind in (_Loader, _Dumper):
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Quote so that the line break U+0085, which YAML folds to a space, comes back; PyYAML does not."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def _parse(text: str, label: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        tree = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{label}{where}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{label}: not valid YAML: {str(error).splitlines()[0]}") from error
+    try:
+        json.dumps(tree, default=str)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{label}: something in it contains itself, by an anchor (&, *) or without end") from error
+    return tree
 
 
 def _override(tree: dict[str, Any], item: str) -> Location:

@@ -1,5 +1,6 @@
 """Where everything of a run lies: runs/NAME/seed-N, and runs/NAME/setup for what all seeds share."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class RunDirectory:
             UsageError: the folder holds no run, or several; they are named.
         """
         if (folder / "config.yaml").is_file():
-            return cls(folder)
+            return cls(_with_its_setup(folder))
         runs = sorted(p.parent for p in folder.glob("seed-*/config.yaml"))
         if len(runs) == 1:
             return cls(runs[0])
@@ -114,3 +115,9 @@ class RunDirectory:
     def resolve(self, name: str) -> Path:
         """Return the path that ``relative`` named."""
         return self.root.parent / name if name.startswith("setup/") else self.root / name
+
+
+def _with_its_setup(folder: Path) -> Path:
+    """Return the folder under the name whose parent holds the setup: ``.`` and links have other parents, or none."""
+    named = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
+    return named if (named.parent / "setup").is_dir() or not named.is_symlink() else named.resolve()
