@@ -296,6 +296,12 @@ class Experiment(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "Experiment":
+        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            raise ValueError(f"seeds: {twice[0]} is given twice; every run has a seed of its own")
+        return self
+
     def training_of(self, arm: str) -> Training:
         """Return the training recipe of an arm: the experiment's, with what the arm overrides."""
         return self.training.model_copy(update=self.arms[arm].training.model_dump(exclude_none=True))

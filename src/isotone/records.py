@@ -23,6 +23,7 @@ FORMAT = 1
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_FOLDER = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _UNREADABLE = {errno.EIO, errno.ESTALE}
 
 
@@ -385,7 +386,10 @@ def make_folder(path: Path | str) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError as error:  # a file has the name
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is no folder") from error
     sync_folder(path.parent)
 
 
@@ -432,7 +436,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
             raise DiskFullError(
                 f"no space left while writing {path}; what stood before is intact: free space and run again"
             ) from error
-        if error.errno in _READ_ONLY:
+        if error.errno in _READ_ONLY | _NO_FOLDER:
             raise UsageError(
                 f"{path} cannot be written ({error.strerror}); choose another folder with --out"
             ) from error
