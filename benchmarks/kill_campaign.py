@@ -32,7 +32,7 @@ PHASES = {
 LONGEST_SAVE_S = 0.15
 """A strike at a save comes within so many seconds after its folder has been seen."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
-NOT_COMPARED = {"records", "logs", "leases", "work", "report.html", "timing.jsonl", "attempt.json"}
+NOT_COMPARED = {"records", "logs", "jobs", "leases", "work", "report.html", "timing.jsonl", "attempt.json"}
 """What holds times, hosts and process numbers."""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from isotone.arguments import spread_lists
 from isotone.errors import IsotoneError, Stopped, UsageError
 from isotone.interruption import StopFlag
 
@@ -31,11 +32,10 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
     _stop = stop
     debug = "--debug" in arguments
     try:
-        code = app([a for a in arguments if a != "--debug"], standalone_mode=False)
+        code = app(spread_lists([a for a in arguments if a != "--debug"]), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
-        _print_error("PARTIAL", stopped, debug)
-        print("Run the same command again to continue.", file=sys.stderr)
+        _print_error("PARTIAL", stopped, debug, "Run the same command again to continue.")
         return stopped.exit_code
     except IsotoneError as error:
         _print_error("ERROR", error, debug)
@@ -56,11 +56,15 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
         return 1
 
 
-def _print_error(word: str, error: IsotoneError, debug: bool) -> None:
+def _print_error(word: str, error: IsotoneError, debug: bool, advice: str = "") -> None:
     if debug:
         traceback.print_exc()
+    if error.told:
+        return
     for line in str(error).splitlines():  # a configuration may have several faults, one a line
         print(f"{word}: {line.strip()}", file=sys.stderr)
+    if advice:
+        print(advice, file=sys.stderr)
 
 
 # --- arguments that several commands share ---------------------------------------------------------------------------
@@ -69,6 +73,10 @@ ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME/seed-N, or runs/NAME.")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the experiment.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder that holds all runs.")]
+SiteOption = Annotated[
+    str | None, typer.Option(metavar="PROFILE", help="A site profile: a YAML file, or one that comes with isotone.")
+]
+SeedsOption = Annotated[list[int], typer.Option("--seeds", metavar="N...", help="Several seeds: 42 1337 or 42,1337.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -80,8 +88,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 def run(
     experiment: ExperimentArgument,
     seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else the first of seeds.")] = None,
+    seeds: SeedsOption = [],  # noqa: B006 - typer copies it
     out: OutOption = Path("runs"),
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    overrides: SetOption = [],  # noqa: B006
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
     max_epochs_per_run: Annotated[
@@ -93,18 +102,40 @@ def run(
     fresh: Annotated[bool, typer.Option(help="Set what these stages left aside, and start them over.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run an experiment to its end, or continue it: the same command does both."""
-    from isotone.config_io import load_experiment, resolve_seed
+    """Run an experiment to its end, or continue it: the same command does both.
+
+    With --seeds: one seed after the other, then the summary over them.
+    """
+    from isotone.config_io import load_experiment
     from isotone.pipeline.run_directory import RunDirectory
-    from isotone.pipeline.runner import Request, run_nodes
+    from isotone.pipeline.runner import Request, run_nodes, run_seeds
+    from isotone.pipeline.seeds import seeds_to_run
 
     config = load_experiment(experiment, overrides)
-    chosen_seed = resolve_seed(config, seed)
-    directory = RunDirectory.of(out, config.name, chosen_seed)
-    max_epochs = _epochs(max_epochs_per_run)
-    request = Request(config, directory, chosen_seed, until, only, fresh, max_epochs, max_minutes_per_run)
-    run_nodes(request, _stop, lambda line: print(line, file=sys.stderr, flush=True))
-    print(f"COMPLETE: {directory.root}")
+    options = (until, only, fresh, _epochs(max_epochs_per_run), max_minutes_per_run)
+    config, chosen_seeds = seeds_to_run(config, seed, seeds)
+    requests = [Request(config, RunDirectory.of(out, config.name, s), s, *options) for s in chosen_seeds]
+    if seeds:
+        print(f"COMPLETE: {run_seeds(requests, _stop, _say)}")
+    else:
+        run_nodes(requests[0], _stop, _say)
+        print(f"COMPLETE: {requests[0].run.root}")
+
+
+@app.command()
+def summarize(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="An experiment's folder, runs/NAME.")],
+    seeds: SeedsOption = [],  # noqa: B006
+    debug: DebugOption = False,
+) -> None:
+    """Write the results over several seeds; exit 4, and write nothing, where a seed is missing or stale."""
+    from isotone.pipeline.summary import summarize_seeds
+
+    print(summarize_seeds(runs, seeds, _say))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _epochs(text: str | None) -> Any:
@@ -122,11 +153,40 @@ def _epochs(text: str | None) -> Any:
 
 
 @app.command()
-def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
-    """Show how every stage of a run stands."""
-    from isotone.pipeline.status import format_status, run_status
+def submit(
+    experiment: ExperimentArgument,
+    seeds: SeedsOption = [],  # noqa: B006
+    out: OutOption = Path("runs"),
+    overrides: SetOption = [],  # noqa: B006
+    site: SiteOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show graph, scripts and Slurm's answers.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Take the experiment's jobs out of the queue.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Submit an experiment to Slurm as a chain of jobs; again: only what is neither queued nor done.
 
-    rows = run_status(run_folder)
+    Without --seeds: EXPERIMENT_SEED if set, else all seeds of the experiment.
+    """
+    from isotone.config_io import load_experiment
+    from isotone.pipeline.seeds import seeds_to_submit
+    from isotone.slurm import submission
+
+    config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
+    act = submission.submit_experiment
+    if cancel:
+        act = submission.cancel_experiment
+    elif dry_run:
+        act = submission.show_experiment
+    act(config, site, chosen_seeds, out)
+
+
+@app.command()
+def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """Show how every stage of a run stands, or of all seeds and their summary."""
+    from isotone.pipeline.status import format_status
+    from isotone.slurm.watch import status_with_jobs
+
+    rows = status_with_jobs(run_folder)
     print(json.dumps(rows, indent=1) if as_json else format_status(rows))
 
 
@@ -134,8 +194,36 @@ def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOpt
 def why(run_folder: RunArgument, debug: DebugOption = False) -> None:
     """Say why a run is not complete, and what to do."""
     from isotone.pipeline.status import explain_run
+    from isotone.slurm.watch import status_with_jobs
 
-    print(explain_run(run_folder))
+    print(explain_run(run_folder, status_with_jobs(run_folder)))
+
+
+@app.command()
+def plan(
+    experiment: ExperimentArgument,
+    seeds: SeedsOption = [],  # noqa: B006
+    out: OutOption = Path("runs"),
+    overrides: SetOption = [],  # noqa: B006
+    site: SiteOption = None,
+    tokens: Annotated[str | None, typer.Option(metavar="N", help="Training tokens of one epoch: 1e9, 300M.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine first, and keep the rates.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say what every stage will take, against its limits; exit 3 if one does not fit."""
+    from isotone.config_io import load_experiment
+    from isotone.pipeline.seeds import seeds_to_submit
+    from isotone.planning.plan import make_plan, measure_rates
+    from isotone.planning.table import format_plan
+
+    config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
+    if measure:
+        print(f"rates measured: {measure_rates(config, site, out)}", file=sys.stderr)
+    found = make_plan(config, site, out, chosen_seeds, tokens)
+    print(json.dumps([row.to_dict() for row in found.rows], indent=1) if as_json else format_plan(found))
+    if found.unsafe:
+        raise typer.Exit(3)
 
 
 @app.command()

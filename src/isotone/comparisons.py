@@ -7,11 +7,17 @@ is paired by document. A document that one side is missing is left out on both, 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from isotone.statistics import mcnemar, paired_difference, proportion_interval, ratio_estimate
+from isotone.statistics import (
+    mcnemar,
+    paired_difference,
+    proportion_interval,
+    proportion_interval_over_seeds,
+    ratio_estimate,
+)
 
 PREFIX, TEXT_SPACE, AFTER_FIRST_FLIP, PUBLISHED = "prefix", "prefix_text_space", "after_first_flip", "published"
 PREPENDED = "prepended"
@@ -42,7 +48,7 @@ class Quantity:
         key: what is measured.
         unit: of Σ sums/Σ counts.
         sums: by document id, finite.
-        counts: by document id, positive, the same for all arms.
+        counts: by document id, positive, the same for all arms (of one seed).
         missing: documents without a figure, with the reason.
         binary: sums are 0 or 1 and counts 1, so the value is a share.
         threshold: in nats, where the measure depends on one.
@@ -81,6 +87,34 @@ class Quantity:
         }
 
 
+def measure(arm: str, of_seeds: Sequence[Quantity]) -> dict[str, Any]:
+    """Return one measure of an arm over seeds; a document without a figure in one seed is left out in all, and counted.
+
+    Each seed's successes are those over its own threshold; ``threshold`` is None where seeds have different ones.
+    """
+    first, documents = of_seeds[0], _common(of_seeds)
+    value = ci95 = None
+    if documents:
+        estimate = ratio_estimate(_table(of_seeds, "sums", documents), _table(of_seeds, "counts", documents))
+        value, ci95 = estimate.value, estimate.ci95
+        if first.binary:
+            share = round(sum(first.sums[d] for d in documents)), len(documents)
+            ci95 = proportion_interval(*share) if len(of_seeds) == 1 else proportion_interval_over_seeds(estimate)
+    budgets = [q.budget for q in of_seeds if q.budget is not None]
+    return {
+        "arm": arm,
+        **first.key._asdict(),
+        "budget": math.fsum(budgets) / len(budgets) if budgets else None,
+        "threshold": _same_threshold(of_seeds),
+        "n": len(documents),
+        "num_missing": len(_all_documents(of_seeds)) - len(documents),
+        "num_seeds": len(of_seeds),
+        "value": value,
+        "ci95": _as_list(ci95),
+        "unit": first.unit,
+    }
+
+
 def compare(a: tuple[str, Sequence[Quantity]], b: tuple[str, Sequence[Quantity]]) -> dict[str, Any] | None:
     """Compare two arms in one quantity, given for each seed; None if no document has figures on both sides.
 
@@ -93,13 +127,11 @@ def compare(a: tuple[str, Sequence[Quantity]], b: tuple[str, Sequence[Quantity]]
     """
     (name_a, of_a), (name_b, of_b) = a, b
     first = of_a[0]
-    documents = [d for d in first.sums if all(d in q.sums for q in (*of_a, *of_b))]
+    documents = _common((*of_a, *of_b))
     if not documents:
         return None
-    everything = set().union(*(q.sums.keys() | q.missing.keys() for q in (*of_a, *of_b)))
-    x_SD = np.array([[qa.sums[d] - qb.sums[d] for d in documents] for qa, qb in zip(of_a, of_b, strict=True)])
-    n_D = np.array([first.counts[d] for d in documents])
-    result = paired_difference(x_SD, n_D)
+    x_SD = _table(of_a, "sums", documents) - _table(of_b, "sums", documents)
+    result = paired_difference(x_SD, _table(of_a, "counts", documents))
     entry = {
         **first.key._asdict(),
         "a": name_a,
@@ -115,14 +147,14 @@ def compare(a: tuple[str, Sequence[Quantity]], b: tuple[str, Sequence[Quantity]]
         "effect_size": result.effect_size,
         "test": "paired t, documents crossed with seeds",
         "n": len(documents),
-        "num_missing": len(everything) - len(documents),
+        "num_missing": len(_all_documents((*of_a, *of_b))) - len(documents),
         "num_seeds": len(of_a),
         "scope": result.scope,
         "se": result.se,
         "dof": result.dof,
         "detectable": result.detectable,
         "p_sign_flip": result.p_sign_flip,
-        "threshold": first.threshold,
+        "threshold": _same_threshold(of_a),
         "unit": first.unit,
     }
     if first.binary and len(of_a) == 1:
@@ -273,6 +305,25 @@ def _in_text_space(rows: Mapping[str, Row]) -> dict[str, tuple[float, float]]:
         elif changed is not None and "delta_nats" in changed:
             values[document] = (changed["delta_nats"], row["scored_tokens"])
     return values
+
+
+def _common(quantities: Sequence[Quantity]) -> list[str]:
+    """Return the documents that have figures everywhere."""
+    return [d for d in quantities[0].sums if all(d in q.sums for q in quantities)]
+
+
+def _all_documents(quantities: Sequence[Quantity]) -> set[str]:
+    return set().union(*(q.sums.keys() | q.missing.keys() for q in quantities))
+
+
+def _table(of_seeds: Sequence[Quantity], part: Literal["sums", "counts"], documents: Sequence[str]) -> np.ndarray:
+    """Return sums or counts as [seeds, documents]."""
+    return np.array([[getattr(q, part)[d] for d in documents] for q in of_seeds], dtype=np.float64)
+
+
+def _same_threshold(of_seeds: Sequence[Quantity]) -> float | None:
+    first, *others = (q.threshold for q in of_seeds)
+    return first if all(threshold == first for threshold in others) else None
 
 
 def _value(of_arm: Sequence[Quantity], documents: Sequence[str]) -> float:

@@ -2,10 +2,12 @@
 
 import math
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from isotone.cluster import Cluster
+from isotone.config_types import Count, NonNegative, Part, Positive, Share
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
@@ -13,29 +15,6 @@ Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", 
 Initialization = Literal["absolute", "relu", "shift", "calibrated_shift"]
 Recipe = Literal["published", "published_bf16", "recommended"]
 Checkpoint = Literal["best", "last"]
-
-
-def _number(value: Any) -> Any:
-    """Read ``1e-4`` as a number: YAML 1.1 takes it for text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-Positive = Annotated[Number, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[Number, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Part(BaseModel):
-    """A part of the experiment: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
 
 
 class Model(Part):
@@ -136,6 +115,8 @@ class Training(Part):
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
     """fp32, or bf16 autocast over fp32 masters; auto: by the device, once. pure_bf16 belongs to published_bf16."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work: ddp, each holds the whole model; fsdp, each holds a part. One: ignored."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     save_every_steps: Count = 500
@@ -274,6 +255,8 @@ class Experiment(Part):
     evaluation: Evaluation = Evaluation()
     attacks: Attacks = Attacks()
     runtime: Runtime = Runtime()
+    cluster: Cluster = Cluster()
+    """What Slurm jobs ask for, over the site profile; no result depends on it."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (42,)
     """One run a seed."""
 

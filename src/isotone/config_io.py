@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,7 @@ from isotone.errors import UsageError
 DEFAULT_SEED = 42
 _PRESETS = resources.files("isotone") / "presets"
 Location = tuple[str | int, ...]
+T = TypeVar("T", bound=BaseModel)
 
 
 class Preset(NamedTuple):
@@ -49,9 +50,9 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
     tree = _parse(text, label)
     if not isinstance(tree, dict):
         raise UsageError(f"{label}: expected keys and values, found {_shown(tree)}")
-    tree.setdefault("name", Path(source).stem if _is_file_name(source) else str(source))
+    tree.setdefault("name", Path(source).stem if is_file_name(source) else str(source))
     overridden = [_override(tree, item) for item in overrides]
-    return _validate(tree, label, overridden)
+    return _validate(tree, label, overridden, Experiment)
 
 
 def experiment_from_dict(tree: Mapping[str, Any], label: str = "experiment") -> Experiment:
@@ -60,7 +61,19 @@ def experiment_from_dict(tree: Mapping[str, Any], label: str = "experiment") -> 
     Raises:
         UsageError: as in ``load_experiment``.
     """
-    return _validate(tree, label, [])
+    return _validate(tree, label, [], Experiment)
+
+
+def read_part(kind: type[T], label: str, text: str) -> T:
+    """Return a part of a configuration that stands in a YAML file of its own; ``label`` names the file in errors.
+
+    Raises:
+        UsageError: as in ``load_experiment``.
+    """
+    tree = _parse(text, label)
+    if not isinstance(tree, dict):
+        raise UsageError(f"{label}: expected keys and values, found {_shown(tree)}")
+    return _validate(tree, label, [], kind)
 
 
 def list_presets() -> list[Preset]:
@@ -107,12 +120,13 @@ def json_schema() -> dict[str, Any]:
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
-def _is_file_name(source: str | Path) -> bool:
+def is_file_name(source: str | Path) -> bool:
+    """Tell whether a source names a file, and not something that comes with isotone."""
     return isinstance(source, Path) or source.endswith((".yaml", ".yml", ".json")) or os.sep in source
 
 
 def _read_source(source: str | Path) -> tuple[str, str]:
-    if not _is_file_name(source):
+    if not is_file_name(source):
         names = _preset_names()
         if source in names:
             return f"preset {source}", _preset_text(str(source))
@@ -153,7 +167,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back equal: text that looks like a number is quoted."""
+    """Writes what ``_Loader`` reads back equal: text that looks like a number, or holds odd line breaks, is quoted."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        breaks = any(mark in text for mark in "\x85\u2028\u2029")  # YAML's line breaks: plain, they are folded
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 _SCALARS = (
@@ -169,14 +190,6 @@ for _kind in (_Loader, _Dumper):
         _starts = ["" if c == "\0" else c for c in _first]
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _starts)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """Quote so that the line break U+0085, which YAML folds to a space, comes back; PyYAML does not."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
-
-
-_Dumper.add_representer(str, _represent_text)
 
 
 def _parse(text: str, label: str) -> Any:
@@ -230,16 +243,16 @@ _EXPECTED = {
 }
 
 
-def _validate(tree: Mapping[str, Any], label: str, overridden: list[Location]) -> Experiment:
+def _validate(tree: Mapping[str, Any], label: str, overridden: list[Location], kind: type[T]) -> T:
     try:
         # by way of JSON, in which a list may be a tuple and yet "8" or true is no number
-        return Experiment.model_validate_json(json.dumps(tree, default=str), strict=True)
+        return kind.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         inner = [
             f for f in faults if not any(g["loc"] != f["loc"] and g["loc"][: len(f["loc"])] == f["loc"] for g in faults)
         ]
-        described = [_describe(fault, fault["loc"]) for fault in inner]
+        described = [_describe(fault, fault["loc"], kind) for fault in inner]
         raise UsageError("\n".join(f"{_origin(line, label, overridden)}: {line}" for line in described)) from error
 
 
@@ -250,12 +263,12 @@ def _origin(line: str, label: str, overridden: list[Location]) -> str:
     return "--set" if any(key.startswith(path) or path.startswith(key) for path in given) else label
 
 
-def _describe(fault: Any, location: Location) -> str:
+def _describe(fault: Any, location: Location, root: type[BaseModel]) -> str:
     """Say in one line which key is wrong, what was found and what is allowed."""
     key, kind = ".".join(map(str, location)), fault["type"]
     if kind == "extra_forbidden":
-        siblings = list(_keys_at(location[:-1]))
-        elsewhere = [name for name in _all_keys() if name.rpartition(".")[2] == str(location[-1])]
+        siblings = list(_keys_at(location[:-1], root))
+        elsewhere = [name for name in _all_keys(root) if name.rpartition(".")[2] == str(location[-1])]
         prefix = "".join(f"{part}." for part in location[:-1])
         hint = _nearest(key, [prefix + name for name in siblings])
         hint = hint or (f"did you mean {elsewhere[0]}?" if elsewhere else "")
@@ -286,9 +299,9 @@ def _nearest(word: str, names: Sequence[str]) -> str:
     return next((f"did you mean {name}?" for name in names if found and name.rpartition(".")[2] == found[0]), "")
 
 
-def _keys_at(location: Location) -> Iterator[str]:
+def _keys_at(location: Location, root: type[BaseModel]) -> Iterator[str]:
     """Yield the keys that the schema knows at a location."""
-    kind: Any = Experiment
+    kind: Any = root
     for part in location:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = _without_none(kind.model_fields[str(part)].annotation)
@@ -297,7 +310,7 @@ def _keys_at(location: Location) -> Iterator[str]:
     yield from kind.model_fields
 
 
-def _all_keys(kind: Any = Experiment, prefix: str = "") -> Iterator[str]:
+def _all_keys(kind: Any, prefix: str = "") -> Iterator[str]:
     """Yield every key of the schema with its path; names of arms are left open."""
     for name, field in kind.model_fields.items():
         annotation = _without_none(field.annotation)

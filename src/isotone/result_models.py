@@ -23,11 +23,10 @@ class _Result(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class Measurement(_Result):
-    """One figure of one arm; everything else in the results is derived from these."""
+class _Figure(_Result):
+    """One figure of one arm."""
 
     arm: str
-    seed: int
     metric: str
     attack: str | None
     variant: str | None
@@ -44,6 +43,18 @@ class Measurement(_Result):
     value: float | None
     ci95: Interval
     unit: str
+
+
+class Measurement(_Figure):
+    """One figure of one arm and seed; everything else in the results is derived from these."""
+
+    seed: int
+
+
+class PooledMeasurement(_Figure):
+    """One figure of one arm over all seeds, on the documents that have figures in every seed."""
+
+    num_seeds: int
 
 
 class Comparison(_Result):
@@ -78,7 +89,7 @@ class Comparison(_Result):
     detectable: float | None
     """Smallest difference that would probably have been found: 2.8·se."""
     p_sign_flip: float
-    """Randomization check of p."""
+    """Randomization check of p; it flips documents, so over several seeds too it speaks of these models only."""
     threshold: float | None
     unit: str
     only_a: int | None = None
@@ -118,6 +129,65 @@ class FinalResults(_Result):
     differences_between_arms: list[dict[str, Any]]
 
 
+class SeedDifference(_Result):
+    """What the run of one seed says about the same two arms and measure."""
+
+    seed: int
+    value_a: float
+    value_b: float
+    difference: float
+    ci95: Interval
+    p: float | None
+    test: str
+    n: int
+    only_a: int | None
+    only_b: int | None
+
+
+class ComparisonOverSeeds(Comparison):
+    """Two arms on the same documents, crossed with the seeds of their models."""
+
+    by_seed: list[SeedDifference]
+
+
+class ArmOverSeeds(_Result):
+    """The figures of one arm over all seeds in one place."""
+
+    perplexity: float | None
+    bits_per_byte: float | None
+    hotflip: dict[str, Any] | None
+    """The primary variant's entry, and every variant's under ``variants``."""
+    triggers: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    """``verdict`` and ``order`` of all seeds (with the seeds, where they differ), and ``by_seed``."""
+    training: dict[str, Any]
+    """By seed; None for an arm that is not trained."""
+
+
+class SummaryResults(_Result):
+    """summary/final_results.json"""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    experiment: str
+    seeds: list[int]
+    success_thresholds: dict[str, float | None]
+    """By seed: τ of that seed's own baseline, nats per scored token. A pooled success rate counts each seed's by it."""
+    equivalence_margins: dict[str, float]
+    """By attack: the mean over seeds of their margins, half width in nats per scored token."""
+    equivalence_margins_by_seed: dict[str, dict[str, float]]
+    """By seed, then by attack."""
+    measurements: list[Measurement]
+    """Those of every seed's run."""
+    pooled: list[PooledMeasurement]
+    """The same over all seeds."""
+    arms: dict[str, ArmOverSeeds]
+    comparisons: list[ComparisonOverSeeds]
+    conclusions: list[Conclusion]
+    differences_between_arms: list[dict[str, Any]]
+    not_pooled: list[dict[str, Any]]
+    """Measures that some seeds have and others lack, with the seeds that lack them."""
+
+
 class EvaluationResults(_Result):
     """evaluation_results.json"""
 
@@ -141,15 +211,20 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "hotflip_results": AttackResults,
     "uat_results": AttackResults,
 }
-"""Result files by name, without ``.json``."""
+"""Result files of a run by name, without ``.json``."""
+
+SUMMARY = "summary"
+"""Name of the schema of summary/final_results.json, the result file over seeds."""
+
+SCHEMAS: dict[str, type[BaseModel]] = {**PUBLISHED, SUMMARY: SummaryResults}
 
 
 def json_schema(name: str) -> dict[str, Any]:
     """Return the JSON schema of a result file."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **PUBLISHED[name].model_json_schema(by_alias=True),
-        "title": f"{name}.json",
+        **SCHEMAS[name].model_json_schema(by_alias=True),
+        "title": "summary/final_results.json" if name == SUMMARY else f"{name}.json",
     }
 
 
@@ -159,5 +234,5 @@ def to_json(result: BaseModel) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for result_name in PUBLISHED:
+    for result_name in SCHEMAS:
         records.write_json(SCHEMA_FOLDER / f"{result_name}.schema.json", json_schema(result_name))

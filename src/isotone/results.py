@@ -78,7 +78,7 @@ def build_final_results(
         margins: half width of equivalence by attack, nats per scored token.
     """
     variant = primary_variant(experiment)
-    quantities = _quantities(findings, threshold, experiment.attacks.hotflip.published_success)
+    quantities = quantities_of(findings, threshold, experiment.attacks.hotflip.published_success)
     comparisons = [
         entry
         for arm in findings
@@ -87,7 +87,7 @@ def build_final_results(
         if key in quantities[BASELINE]
         and (entry := compare((arm, [quantity]), (BASELINE, [quantities[BASELINE][key]])))
     ]
-    _correct(comparisons, {Key("nll"), Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS})
+    correct(comparisons, variant)
     return FinalResults(
         experiment=experiment.name,
         seed=seed,
@@ -155,10 +155,16 @@ def differences_between_arms(experiment: Experiment) -> list[Json]:
     ]
 
 
-def _quantities(
+def quantities_of(
     findings: Mapping[str, ArmFindings], threshold: float | None, published_success: float
 ) -> dict[str, dict[Key, Quantity]]:
-    """Return every arm's quantities by key."""
+    """Return every arm's quantities by key.
+
+    Args:
+        findings: by arm.
+        threshold: τ, as in ``build_final_results``.
+        published_success: relative increase of the mean loss that the published accounting calls a success.
+    """
     found: dict[str, list[Quantity]] = {arm: evaluation_quantities(f.evaluation_rows) for arm, f in findings.items()}
     for arm, finding in findings.items():
         for rows in finding.hotflip_rows.values():
@@ -171,8 +177,14 @@ def _quantities(
     return {arm: {quantity.key: quantity for quantity in of_arm} for arm, of_arm in found.items()}
 
 
-def _correct(comparisons: list[Json], family: set[Key]) -> None:
-    """Write the family's adjusted p into its entries."""
+def correct(comparisons: list[Json], variant: str) -> None:
+    """Write the adjusted p of the confirmatory family into its entries.
+
+    Args:
+        comparisons: entries of the results.
+        variant: HotFlip's primary one.
+    """
+    family = {Key("nll"), Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS}
     p = {
         index: entry["p"]
         for index, entry in enumerate(comparisons)

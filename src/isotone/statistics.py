@@ -1,8 +1,9 @@
 """Paired statistics over documents crossed with seeds: estimates, intervals, tests and corrections.
 
 Shapes: S seeds (K of them), D documents (N of them). ``x_SD`` are sums over a document's scored tokens, ``n_D`` their
-numbers; the estimate is always Σx/(K·Σn), a ratio of sums and never a mean of ratios. Documents are crossed with seeds
-(each seed's models meet the same documents), never nested: a nested bootstrap covers far too rarely at 3 to 5 seeds.
+numbers (``n_SD`` where each seed scores its own, as after the first flip); the estimate is always Σx/Σn, a ratio of
+sums and never a mean of ratios. Documents are crossed with seeds (each seed's models meet the same documents), never
+nested: a nested bootstrap covers far too rarely at 3 to 5 seeds.
 """
 
 import math
@@ -26,7 +27,7 @@ class Estimate:
     """A ratio of sums with its uncertainty.
 
     Attributes:
-        value: Σx/(K·Σn).
+        value: Σx/Σn over seeds and documents.
         se: standard error; None with a single document.
         dof: degrees of freedom of t.
         ci95: two-sided 95 % interval.
@@ -68,24 +69,26 @@ class PairedDifference(Estimate):
 
 
 def ratio_estimate(x_SD: np.ndarray, n_D: np.ndarray) -> Estimate:
-    """Estimate Σx/(K·Σn) with a t interval.
+    """Estimate Σx/Σn with a t interval.
 
-    With e_sd = (x_sd − value·n_d)/n̄ the variance is v_s + v_d: v_s = Σ_s ē_s²/(K(K−1)) between seeds (absent with one
-    seed), v_d = Σ_d ē_d²/(N(N−1)) between documents; degrees of freedom by Satterthwaite.
+    With e_sd = (x_sd − value·n_sd)/n̄ the variance is v_s + v_d: v_s = Σ_s ē_s²/(K(K−1)) between seeds (absent with one
+    seed), v_d = Σ_d ē_d²/(N(N−1)) between documents; degrees of freedom by Satterthwaite. Simulated coverage is .92 to
+    .97 at 1, 3 and 5 seeds; up to .985 where pairs of seed and document vary more than documents do, since both terms
+    then hold that variance; and .88 at 2 seeds that differ much.
 
     Args:
         x_SD: sums, one row a seed [K, N]; a single row may be given as [N].
-        n_D: scored tokens (or bytes) of each document [N], positive.
+        n_D: scored tokens (or bytes) of each document [N], or of each seed and document [K, N]; positive.
 
     Raises:
         ValueError: nothing to estimate from, shapes that do not fit, values that are not finite.
     """
-    x_SD, n_D = _checked(x_SD, n_D)
+    x_SD, n_SD = _checked(x_SD, n_D)
     num_seeds, num_documents = x_SD.shape
-    value = float(x_SD.sum() / (num_seeds * n_D.sum()))
+    value = float(x_SD.sum() / n_SD.sum())
     if num_documents == 1:
         return Estimate(value, None, None, None, None, None, 1, num_seeds)
-    e_SD = (x_SD - value * n_D) / n_D.mean()
+    e_SD = (x_SD - value * n_SD) / n_SD.mean()
     v_documents = float((e_SD.mean(axis=0) ** 2).sum() / (num_documents * (num_documents - 1)))
     v_seeds, dof = 0.0, float(num_documents - 1)
     if num_seeds > 1:
@@ -110,15 +113,15 @@ def paired_difference(x_SD: np.ndarray, n_D: np.ndarray, *, seed: int = 0) -> Pa
 
     Args:
         x_SD: sums of the first arm minus those of the second, [K, N] or [N].
-        n_D: scored tokens of each document [N].
+        n_D: scored tokens of each document [N], or of each seed and document [K, N].
         seed: of the sign flips.
     """
     estimate = ratio_estimate(x_SD, n_D)
-    x_SD, n_D = _checked(x_SD, n_D)
+    x_SD, n_SD = _checked(x_SD, n_D)
     return PairedDifference(
         **asdict(estimate),
         detectable=None if estimate.se is None else DETECTABLE * estimate.se,
-        effect_size=effect_size(x_SD.mean(axis=0) / n_D),
+        effect_size=effect_size(x_SD.sum(axis=0) / n_SD.sum(axis=0)),
         p_sign_flip=sign_flip_p(x_SD, seed=seed),
         scope="these two models only" if estimate.num_seeds == 1 else "seeds and documents",
     )
@@ -136,7 +139,8 @@ def effect_size(differences_D: np.ndarray) -> float | None:
 def sign_flip_p(x_SD: np.ndarray, *, seed: int = 0, num_flips: int = NUM_SIGN_FLIPS) -> float:
     """Return the randomization p of no difference: each document's sign is flipped, the same in all seeds.
 
-    p = (1 + #{|T*| ≥ |T|})/(B + 1) with T = Σ_d ε_d Σ_s x_sd.
+    p = (1 + #{|T*| ≥ |T|})/(B + 1) with T = Σ_d ε_d Σ_s x_sd. It speaks of the models at hand, with several seeds too:
+    an effect that seeds have on all documents alike counts as a difference of the arms.
     """
     x_D = np.atleast_2d(np.asarray(x_SD, dtype=np.float64)).sum(axis=0)
     generator = np.random.default_rng((seed, 0x51F))
@@ -168,6 +172,26 @@ def proportion_interval(num_successes: int, num_trials: int) -> Interval | None:
     return float(interval.low), float(interval.high)
 
 
+def proportion_interval_over_seeds(share: Estimate) -> Interval | None:
+    """Return a 95 % interval of a share of documents over seeds; None where no standard error is known.
+
+    Wilson's, with the number of trials that would give the same standard error and the quantile of t in the place of
+    the normal one (the modified Wilson interval of Dean and Pagano 2015), so it stays within 0 and 1. Where all
+    outcomes are equal the documents count once: seeds that agree on everything are no further trials.
+    """
+    p, se, dof = share.value, share.se, share.dof
+    if se is None or dof is None:
+        return None
+    if se == 0 or not 0 < p < 1:
+        trials, dof = float(share.num_documents), share.num_documents - 1.0
+    else:
+        trials = p * (1 - p) / se**2
+    t2 = float(stats.t.ppf(0.975, dof)) ** 2
+    middle = (p + t2 / (2 * trials)) / (1 + t2 / trials)
+    half = math.sqrt(t2 * (p * (1 - p) / trials + t2 / (4 * trials**2))) / (1 + t2 / trials)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     """Return p-values adjusted for the whole family (Holm 1979), under the same keys."""
     adjusted: dict[Any, float] = {}
@@ -179,12 +203,13 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
 
 
 def _checked(x_SD: np.ndarray, n_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as [K, N]."""
     x_SD, n_D = np.atleast_2d(np.asarray(x_SD, dtype=np.float64)), np.asarray(n_D, dtype=np.float64)
-    if x_SD.ndim != 2 or n_D.shape != (x_SD.shape[1],) or x_SD.size == 0:
+    if x_SD.ndim != 2 or n_D.shape not in ((x_SD.shape[1],), x_SD.shape) or x_SD.size == 0:
         raise ValueError(f"sums [seeds, documents] and counts [documents] do not fit: {x_SD.shape}, {n_D.shape}")
     if not (np.isfinite(x_SD).all() and np.isfinite(n_D).all() and (n_D > 0).all()):
         raise ValueError("sums must be finite and counts positive; leave missing documents out on both sides")
-    return x_SD, n_D
+    return x_SD, np.broadcast_to(n_D, x_SD.shape)
 
 
 def _interval(value: float, se: float, dof: float, level: float) -> Interval:

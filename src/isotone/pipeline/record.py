@@ -3,7 +3,7 @@
 A node is complete when its record stands and matches configuration and inputs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,12 +51,15 @@ def write_record(
             "config": part,
             "config_hash": records.hash_json(part),
             "inputs": {str(n): outputs_hash(run, n) for n in graph.needs[node]},
-            "outputs": {
-                run.relative(p): {"size": p.stat().st_size, "sha256": records.sha256_file(p)} for p in sorted(outputs)
-            },
+            "outputs": {run.relative(p): fingerprint(p) for p in sorted(outputs)},
             "provenance": provenance,
         },
     )
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return what a record says about an output: size and hash."""
+    return {"size": path.stat().st_size, "sha256": records.sha256_file(path)}
 
 
 def outputs_hash(run: RunDirectory, node: Node) -> str:
@@ -85,12 +88,13 @@ def standing(run: RunDirectory, graph: Graph, experiment: Experiment, seed: int,
         if record["inputs"].get(str(needed)) != outputs_hash(run, needed):
             return Standing("stale", f"{needed}, which it was made from, has changed")
     for name, expected in record["outputs"].items():
-        if problem := _output_problem(run.resolve(name), expected):
+        if problem := output_problem(run.resolve(name), expected):
             return Standing("stale", problem)
     return Standing("complete")
 
 
-def _output_problem(path: Path, expected: dict[str, Any]) -> str | None:
+def output_problem(path: Path, expected: dict[str, Any]) -> str | None:
+    """Say in what an output is no longer what its record says; None if it is."""
     if not path.is_file():
         return f"{path} is missing"
     if path.stat().st_size != expected["size"]:
@@ -100,12 +104,14 @@ def _output_problem(path: Path, expected: dict[str, Any]) -> str | None:
     return None
 
 
-def _differences(was: Any, now: Any, key: str = "") -> list[str]:
-    """Name the keys in which two slices differ, with both values."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [
-            line
-            for k in sorted(was.keys() | now.keys())
-            for line in _differences(was.get(k, "its default"), now.get(k, "its default"), f"{key}.{k}".lstrip("."))
-        ]
-    return [] if was == now else [f"{key} was {was}, is now {now}"]
+def different_values(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted keys in which two slices differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for k in sorted(a.keys() | b.keys()):
+            yield from different_values(a.get(k, "its default"), b.get(k, "its default"), f"{key}.{k}".lstrip("."))
+    elif a != b:
+        yield key, a, b
+
+
+def _differences(was: Any, now: Any) -> list[str]:
+    return [f"{key} was {a}, is now {b}" for key, a, b in different_values(was, now)]

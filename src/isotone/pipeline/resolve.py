@@ -14,18 +14,48 @@ from isotone.pipeline.run_directory import RunDirectory
 _DECIDED = (("runtime", "device"), ("runtime", "threads"), ("training", "precision"), ("model", "attention"))
 
 
-def resolve(experiment: Experiment, run: RunDirectory) -> Experiment:
+def resolve(experiment: Experiment, run: RunDirectory, *, computes: bool = True) -> Experiment:
     """Return the experiment with nothing left open, and write it to the run's config.yaml.
+
+    Stages that compute side by side agree: whichever comes first decides, the others follow.
+
+    Args:
+        experiment: as it was given.
+        run: the run's folder.
+        computes: False for stages whose results do not depend on the machine: a setup on a node without a GPU must not
+            decide that training does without one. What is open then stays open.
 
     Raises:
         UsageError: a value given now differs from the one decided when the run began; names the key and both values.
     """
-    before = load_experiment(str(run.config), []) if run.config.is_file() else None
-    resolved = _resolved_as(experiment, before) if before else _resolved_here(experiment)
-    text = dump_yaml(resolved, defaults=True)
-    if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
-        records.write_text(run.config, text)
-    return resolved
+    with records.locked(run.root / ".config.lock"):
+        if run.config.is_file():
+            experiment = as_decided(experiment, load_experiment(str(run.config), []))
+        if computes:
+            experiment = _resolved_here(experiment)
+        text = dump_yaml(experiment, defaults=True)
+        if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
+            records.write_text(run.config, text)
+    return experiment
+
+
+def as_decided(experiment: Experiment, before: Experiment) -> Experiment:
+    """Return the experiment with what an earlier start has decided.
+
+    Raises:
+        UsageError: a value given now differs from it.
+    """
+    decided: dict[tuple[str, str], Any] = {}
+    for part, key in _DECIDED:
+        now, was = getattr(getattr(experiment, part), key), getattr(getattr(before, part), key)
+        if now in (None, "auto"):
+            decided[part, key] = was
+        elif was not in (None, "auto") and now != was:
+            raise UsageError(
+                f"{part}.{key} is {now}, but this run was started with {was}, and it decides the bits of the results; "
+                f"leave it out, or start another run with --out"
+            )
+    return _with(experiment, decided)
 
 
 def _resolved_here(experiment: Experiment) -> Experiment:
@@ -38,20 +68,6 @@ def _resolved_here(experiment: Experiment) -> Experiment:
         experiment,
         {("runtime", "device"): device, ("runtime", "threads"): threads, ("training", "precision"): precision},
     )
-
-
-def _resolved_as(experiment: Experiment, before: Experiment) -> Experiment:
-    decided: dict[tuple[str, str], Any] = {}
-    for part, key in _DECIDED:
-        now, was = getattr(getattr(experiment, part), key), getattr(getattr(before, part), key)
-        if now in (None, "auto"):
-            decided[part, key] = was
-        elif now != was:
-            raise UsageError(
-                f"{part}.{key} is {now}, but this run was started with {was}, and it decides the bits of the results; "
-                f"leave it out, or start another run with --out"
-            )
-    return _with(experiment, decided)
 
 
 def _with(experiment: Experiment, values: dict[tuple[str, str], Any]) -> Experiment:

@@ -1,6 +1,7 @@
-"""Where everything of a run lies: runs/NAME/seed-N, and runs/NAME/setup for what all seeds share."""
+"""Where everything of a run lies: runs/NAME/seed-N, runs/NAME/setup for what all seeds share, and their summary."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,9 @@ class RunDirectory:
         Raises:
             UsageError: the folder holds no run, or several; they are named.
         """
-        if (folder / "config.yaml").is_file():
+        if cls(folder).experiment_file.is_file():
             return cls(_with_its_setup(folder))
-        runs = sorted(p.parent for p in folder.glob("seed-*/config.yaml"))
+        runs = sorted(p for p in folder.glob("seed-*") if cls(p).experiment_file.is_file())
         if len(runs) == 1:
             return cls(runs[0])
         if runs:
@@ -39,6 +40,11 @@ class RunDirectory:
     def config(self) -> Path:
         """The resolved experiment."""
         return self.root / "config.yaml"
+
+    @property
+    def experiment_file(self) -> Path:
+        """The experiment: as resolved, or as it was submitted where no job has begun."""
+        return self.config if self.config.is_file() else self.jobs / "experiment.yaml"
 
     @property
     def setup(self) -> Path:
@@ -59,6 +65,11 @@ class RunDirectory:
     def results(self) -> Path:
         """Result files."""
         return self.root / "results"
+
+    @property
+    def jobs(self) -> Path:
+        """Slurm's job scripts, and which were submitted."""
+        return self.root / "jobs"
 
     @property
     def attempts(self) -> Path:
@@ -121,3 +132,44 @@ def _with_its_setup(folder: Path) -> Path:
     """Return the folder under the name whose parent holds the setup: ``.`` and links have other parents, or none."""
     named = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
     return named if (named.parent / "setup").is_dir() or not named.is_symlink() else named.resolve()
+
+
+@dataclass(frozen=True)
+class ExperimentDirectory:
+    """The folder of an experiment, runs/NAME: a run a seed, and the summary over them."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, folder: Path) -> "ExperimentDirectory":
+        """Return the experiment whose folder this is.
+
+        Raises:
+            UsageError: it holds no run.
+        """
+        found = cls(folder)
+        if not found.runs:
+            one = (folder / "config.yaml").is_file()
+            hint = f"; it is one run: give {folder.resolve().parent}" if one else " (an experiment is runs/NAME)"
+            raise UsageError(f"{folder} holds no run: there is no seed-N/config.yaml in it{hint}")
+        return found
+
+    @property
+    def runs(self) -> dict[int, RunDirectory]:
+        """The runs that have begun or were submitted, by seed in ascending order."""
+        named = [(re.fullmatch(r"seed-(\d+)", path.name), RunDirectory(path)) for path in self.root.glob("seed-*")]
+        return dict(sorted((int(name[1]), run) for name, run in named if name and run.experiment_file.is_file()))
+
+    def run(self, seed: int) -> RunDirectory:
+        """The run of a seed, begun or not."""
+        return RunDirectory(self.root / f"seed-{seed}")
+
+    @property
+    def summary(self) -> Path:
+        """The results over seeds."""
+        return self.root / "summary"
+
+    @property
+    def summary_record(self) -> Path:
+        """What says that the summary is complete, and from what it was made."""
+        return self.summary / "record.json"

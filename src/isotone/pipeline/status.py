@@ -1,5 +1,7 @@
-"""How the nodes of a run stand, from its own records, leases and attempts; needs no torch."""
+"""How the nodes of a run stand, or all seeds and their summary, from records, leases and attempts; needs no torch."""
 
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,11 @@ from isotone.config_io import load_experiment
 from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.lease import holder
 from isotone.pipeline.record import standing
-from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
+from isotone.pipeline.seeds import named, planned_seeds, summary_status
+
+_WIDTH = 100
+"""Columns of a terminal that the table over seeds fits into."""
 
 _ADVICE = {
     "partial": "run the same command again to continue",
@@ -20,17 +26,39 @@ _ADVICE = {
 }
 
 
-def run_status(folder: Path) -> list[dict[str, Any]]:
+Row = dict[str, Any]
+
+
+def run_status(folder: Path) -> list[Row]:
     """Return one row a node: stage, node, state (complete, running, partial, failed, stale, blocked, waiting), reason.
+
+    Of a folder with several seeds, the rows of all, each with its ``seed``, and last the summary's, with ``seeds``.
 
     Raises:
         UsageError: the folder is not a run.
     """
-    run = RunDirectory.find(folder)
-    experiment = load_experiment(str(run.config), [])
+    experiment = ExperimentDirectory(folder)
+    if not (folder / "config.yaml").is_file() and (len(experiment.runs) > 1 or experiment.summary_record.is_file()):
+        return _status_over_seeds(experiment)
+    return _status_of(RunDirectory.find(folder))
+
+
+def _status_of(run: RunDirectory) -> list[Row]:
+    experiment = load_experiment(str(run.experiment_file), [])
     graph, seed = Graph(experiment), seed_of(run)
     last = _last_attempts(run)
     return [_row(run, graph, experiment, seed, node, last.get(str(node))) for node in graph.nodes]
+
+
+def _status_over_seeds(directory: ExperimentDirectory) -> list[Row]:
+    rows: list[Row] = []
+    for seed in planned_seeds(directory):
+        if seed in directory.runs:
+            rows += [{"seed": seed, **row} for row in _status_of(directory.run(seed))]
+        else:
+            row = {"stage": 0, "name": "setup", "node": "setup", "state": "waiting", "reason": "not begun"}
+            rows.append({"seed": seed, **row})
+    return [*rows, {"seed": None, "stage": None, "name": "summary", "node": "summary", **summary_status(directory)}]
 
 
 def seed_of(run: RunDirectory) -> int:
@@ -38,13 +66,11 @@ def seed_of(run: RunDirectory) -> int:
     return int(run.root.resolve().name.removeprefix("seed-"))
 
 
-def _last_attempts(run: RunDirectory) -> dict[str, dict[str, Any]]:
+def _last_attempts(run: RunDirectory) -> dict[str, Row]:
     return {entry["node"]: entry for entry in records.JsonLines(run.attempts).read()}
 
 
-def _row(
-    run: RunDirectory, graph: Graph, experiment: Experiment, seed: int, node: Node, last: dict[str, Any] | None
-) -> dict[str, Any]:
+def _row(run: RunDirectory, graph: Graph, experiment: Experiment, seed: int, node: Node, last: Row | None) -> Row:
     stage = graph.stage_of(node)
     row = {"stage": graph.stage_number(node), "name": stage, "node": str(node), "state": "", "reason": ""}
     now = standing(run, graph, experiment, seed, node)
@@ -67,8 +93,10 @@ def _row(
     return row
 
 
-def format_status(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as an aligned table."""
+def format_status(rows: list[Row]) -> str:
+    """Return the rows as an aligned table: one line a node, and where there are several seeds one column each."""
+    if "seed" in rows[0]:
+        return _format_seeds(rows)
     widths = {key: max(len(str(row[key])) for row in rows) for key in ("stage", "node", "state")}
     return "\n".join(
         f"{row['stage']:>{widths['stage']}}  {row['node']:{widths['node']}}  {row['state']:{widths['state']}}  "
@@ -77,18 +105,75 @@ def format_status(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def explain_run(folder: Path) -> str:
-    """Return why a run is not complete: the first cause, then what waits for it, and what to do."""
-    rows = run_status(folder)
+def _format_seeds(rows: list[Row]) -> str:
+    """Return a table of nodes by seeds, the reasons of what is open, and how the summary stands."""
+    *of_seeds, summary = rows
+    seeds = list(dict.fromkeys(row["seed"] for row in of_seeds))
+    cells = {(row["node"], row["seed"]): _cell(row) for row in of_seeds}
+    stages = {row["node"]: row["stage"] for row in of_seeds}
+    name_width = max(map(len, stages))
+    width = max(len(text) for text in [*cells.values(), *(f"seed {seed}" for seed in seeds)])
+    seeds_a_line = max(1, (_WIDTH - 3 - name_width) // (width + 2))
+    lines = []
+    for start in range(0, len(seeds), seeds_a_line):
+        shown = seeds[start : start + seeds_a_line]
+        lines.append(" " * (3 + name_width) + "".join(f"  {f'seed {seed}':{width}}" for seed in shown))
+        for node, stage in stages.items():
+            found = "".join(f"  {cells.get((node, seed), ''):{width}}" for seed in shown)
+            lines.append(f"{stage:>1}  {node:{name_width}}{found}")
+    lines += [line for seed in seeds for line in _open_lines(seed, [row for row in of_seeds if row["seed"] == seed])]
+    reason = f" ({summary['reason']})" if summary["reason"] else ""
+    return "\n".join(
+        line.rstrip() for line in [*lines, f"summary over {named(summary['seeds'])}: {summary['state']}{reason}"]
+    )
+
+
+def _cell(row: Row) -> str:
+    return f"{row['seconds']:.1f} s" if "seconds" in row else str(row["state"])
+
+
+def _open_lines(seed: int, rows: Iterable[Row]) -> list[str]:
+    """Name the reason of each node that is open for a cause of its own, and not for want of another."""
+    found = [row for row in rows if row["state"] not in ("complete", "blocked")]
+    return [f"seed {seed}: {row['node']} is {row['state']} ({row['reason']})" for row in found]
+
+
+def explain_run(folder: Path, rows: list[Row]) -> str:
+    """Return why a run is not complete: the first cause, then what waits for it, and what to do.
+
+    Of a folder with several seeds, the same for each of them, and what the summary waits for.
+
+    Args:
+        folder: the run's, or runs/NAME.
+        rows: how it stands.
+    """
+    if "seed" not in rows[0]:
+        return _explanation(str(folder), rows)
+    *of_seeds, summary = rows
+    lines = []
+    for seed in dict.fromkeys(row["seed"] for row in of_seeds):
+        of_seed = [row for row in of_seeds if row["seed"] == seed]
+        text = _explanation(f"seed {seed}", of_seed)
+        complete = all(row["state"] == "complete" for row in of_seed)
+        lines.append(text if complete else f"seed {seed}:\n{textwrap.indent(text, '  ')}")
+    advice = f"; isotone summarize {folder}" if summary["state"] == "stale" else ""
+    end = f"{summary['state']}: {summary['reason']}{advice}" if summary["reason"] else summary["state"]
+    return "\n".join([*lines, f"the summary is {end}"])
+
+
+def _explanation(name: str, rows: list[Row]) -> str:
     open_rows = [row for row in rows if row["state"] != "complete"]
     if not open_rows:
-        return f"{folder} is complete."
+        return f"{name} is complete."
     lines = []
     for row in open_rows:
         if row["state"] != "blocked":
             advice = _ADVICE.get(row["state"])
             lines.append(f"{row['node']} is {row['state']}: {row['reason']}" + (f"; {advice}" if advice else ""))
-    blocked = [row["node"] for row in open_rows if row["state"] == "blocked"]
+    blocked = [row for row in open_rows if row["state"] == "blocked"]
     if blocked:
-        lines.append(f"waiting for that: {', '.join(blocked)}")
+        lines.append(f"waiting for that: {', '.join(row['node'] for row in blocked)}")
+    gone = dict.fromkeys(row["job"]["id"] for row in blocked if row.get("job", {}).get("queue") == "GONE")
+    if gone:
+        lines.append(f"no longer in the queue: jobs {', '.join(gone)}; isotone submit submits them again")
     return "\n".join(lines)

@@ -39,9 +39,9 @@ def overview_table(run: RunFiles) -> Table:
     rows = [
         [
             arm,
-            _value(run.measurement(arm, "perplexity"), 2),
-            _value(run.measurement(arm, "bits_per_byte"), 3),
-            *(_value(run.attacked(arm, "delta_nll", *pair)) for pair in attacked),
+            value(run.measurement(arm, "perplexity"), 2),
+            value(run.measurement(arm, "bits_per_byte"), 3),
+            *(value(run.attacked(arm, "delta_nll", *pair)) for pair in attacked),
             _verdict(run, arm),
         ]
         for arm in run.arms
@@ -74,8 +74,8 @@ def attack_table(run: RunFiles, attack: str) -> Table:
                     count(entry.get("n")),
                     number(entry.get("clean_nll")),
                     number(entry.get("attacked_nll")),
-                    _value(run.attacked(arm, "delta_nll", attack, variant)),
-                    _success(success) if success else share(entry.get("success_rate")),
+                    value(run.attacked(arm, "delta_nll", attack, variant)),
+                    success_share(success) if success else share(entry.get("success_rate")),
                     _top1(entry.get("top1")),
                     _through_text(entry.get("text_space")),
                     count(entry.get("spent_tokens")),
@@ -168,7 +168,7 @@ def comparisons_table(run: RunFiles, *, declared: bool) -> Table:
     columns = ["Comparison", "a", "b", "a − b", "95 % interval", "p", "p, Holm", "Effect size", "n", "Test"]
     rows = [
         [
-            _comparison_name(c),
+            comparison_name(c),
             c["a"],
             c["b"],
             signed(c.get("difference"), 4),
@@ -252,11 +252,13 @@ def _verdict(run: RunFiles, arm: str) -> str:
     return str(certificate["verdict"])
 
 
-def _value(measurement: Mapping[str, Any], digits: int = 3) -> str:
+def value(measurement: Mapping[str, Any], digits: int = 3) -> str:
+    """Return a measurement with its interval."""
     return with_interval(measurement.get("value"), measurement.get("ci95"), digits)
 
 
-def _success(measurement: Mapping[str, Any]) -> str:
+def success_share(measurement: Mapping[str, Any]) -> str:
+    """Return a success rate with its interval, in per cent."""
     ends = measurement.get("ci95")
     per_cent = None if ends is None else [100 * end for end in ends]
     return share(measurement["value"]) + ("" if per_cent is None else f" {interval(per_cent, 0)}")
@@ -273,7 +275,8 @@ def _through_text(found: Mapping[str, Any] | None) -> str:
     return f"{signed(found['delta_nll'])} ({count(found['changed'])})" if found else MISSING
 
 
-def _comparison_name(comparison: Mapping[str, Any]) -> str:
+def comparison_name(comparison: Mapping[str, Any]) -> str:
+    """Return what a comparison compares, in words."""
     metric = _METRIC_NAMES.get(comparison["metric"], comparison["metric"])
     if comparison["attack"] is None:
         return metric

@@ -47,13 +47,17 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval, if there is one; without a value, the heading of the rows below it."""
+    """A figure with its 95 % interval, if there is one; without a value, the heading of the rows below it.
+
+    ``points`` are what it is made from (one a seed), drawn small and hollow below it.
+    """
 
     label: str
     arm: int = 0
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    points: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def intervals(name: str, rows: Sequence[Interval], x_label: str, *, zero: bool =
             if row.value is not None:
                 marker = _MARKERS[row.arm % len(_MARKERS)]
                 axes.plot([row.value], [height], marker=marker, color=_color(row.arm), linestyle="none")
+            for point in row.points:
+                axes.plot([point], [height - 0.27], marker="o", markersize=4, markerfacecolor="none", color=_TEXT)
         axes.set_yticks(heights, [row.label for row in rows])
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_fontweight("bold" if row.value is None else "normal")

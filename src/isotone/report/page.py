@@ -1,12 +1,13 @@
 """Writes the page of a run: one HTML file that needs nothing else, made from the run's records and results alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from isotone import records
 from isotone.report import content, figures
 from isotone.report.run_files import ATTACKS, RunFiles
-from isotone.report.sections import NUM_TEXTS, SECTIONS
+from isotone.report.sections import NUM_TEXTS, SECTIONS, Section
 from isotone.report.tables import MISSING, signed
 from isotone.report.texts import AttackedDocument, TokenTexts, attacked_documents, visible
 
@@ -49,6 +50,18 @@ def write_tables(run_directory: Path) -> list[Path]:
 
 def render_report(run: RunFiles) -> str:
     """Return the page as HTML; all text of models and documents is escaped."""
+    return render_page(
+        title=f"{run.config['name']} · seed {run.final['seed']}",
+        run=run,
+        sections=[section(run) for section in SECTIONS],
+        documents=_documents(run),
+    )
+
+
+def render_page(
+    *, title: str, run: RunFiles, sections: Sequence[Section], documents: Sequence[AttackedDocument] = ()
+) -> str:
+    """Return a page about one run, or about several that share their arms; all text is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -56,12 +69,12 @@ def render_report(run: RunFiles) -> str:
     )
     environment.globals.update(missing=MISSING, signed=signed)
     return environment.get_template("report.html.j2").render(
-        title=f"{run.config['name']} · seed {run.final['seed']}",
+        title=title,
         description=run.config.get("description") or QUESTION,
         arms=[_arm_key(run, number) for number in range(len(run.arms))],
-        sections=[section(run) for section in SECTIONS],
+        sections=sections,
         conclusions=[visible(c["sentence"]) for c in run.final.get("conclusions", ())],
-        documents=_documents(run),
+        documents=documents,
     )
 
 

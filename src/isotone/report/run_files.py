@@ -15,7 +15,7 @@ ATTACKS = ("hotflip", "triggers")
 
 Json = Mapping[str, Any]
 
-_SECONDARY_PROTOCOLS = frozenset({"prefix_text_space", "after_first_flip", "published"})
+SECONDARY_PROTOCOLS = frozenset({"prefix_text_space", "after_first_flip", "published"})
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RunFiles:
         """The measurement of an arm's metric, for an attack in its primary protocol; empty if there is none."""
         wanted = {"arm": arm, "metric": metric, "attack": attack, "variant": variant}
         found = (m for m in self.final["measurements"] if wanted.items() <= m.items())
-        return next((m for m in found if m["protocol"] not in _SECONDARY_PROTOCOLS), {})
+        return next((m for m in found if m["protocol"] not in SECONDARY_PROTOCOLS), {})
 
     def attacked(self, arm: str, metric: str, attack: str, variant: str) -> Json:
         """The measurement of an attack's metric; empty if there is none."""

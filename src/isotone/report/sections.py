@@ -18,6 +18,13 @@ MAX_POINTS = 500
 """Points of a training curve; longer ones are averaged over neighbouring steps."""
 
 
+CLAIM = (
+    "The claim, exactly: for each feed-forward network in scope, the map from the norm's output to before the "
+    "residual sum is coordinatewise non-decreasing in real arithmetic with the exported weights. Nothing is "
+    "claimed about a block, the model, or edits of tokens."
+)
+
+
 @dataclass(frozen=True)
 class Figure:
     """An SVG with its caption, and the words that stand for it where it cannot be seen."""
@@ -38,10 +45,12 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     more: Sequence[Table] = ()
+    links: Sequence[tuple[str, str]] = ()
+    """Relative address and words."""
 
 
 def _conclusions(run: RunFiles) -> Section:
-    return Section("conclusions", "What this run says", tables=[content.overview_table(run)], text=_how_to_read(run))
+    return Section("conclusions", "What this run says", tables=[content.overview_table(run)], text=how_to_read(run))
 
 
 def _cost(run: RunFiles) -> Section:
@@ -49,7 +58,7 @@ def _cost(run: RunFiles) -> Section:
     plots = []
     if found:
         plots.append(
-            _interval_figure(
+            interval_figure(
                 "perplexity", found, "perplexity", "Held-out perplexity with its 95 % interval over documents"
             )
         )
@@ -71,7 +80,7 @@ def _attacks(run: RunFiles) -> Section:
     plots = []
     if rows:
         caption = "Rise of the loss under each attack, with its 95 % interval over documents"
-        plots.append(_interval_figure("rise", rows, "Δ, nats per scored token", caption, zero=True))
+        plots.append(interval_figure("rise", rows, "Δ, nats per scored token", caption, zero=True))
     plots += [figure for pair in made for figure in _success_figure(run, *pair)]
     plots += [figure for pair in made for figure in _progress_figure(run, *pair)]
     tables = [content.attack_table(run, attack) for attack in ATTACKS if run.primary_variants(attack)]
@@ -99,12 +108,7 @@ def _comparisons(run: RunFiles) -> Section:
 
 
 def _certificates(run: RunFiles) -> Section:
-    text = (
-        "The claim, exactly: for each feed-forward network in scope, the map from the norm's output to before the "
-        "residual sum is coordinatewise non-decreasing in real arithmetic with the exported weights. Nothing is "
-        "claimed about a block, the model, or edits of tokens."
-    )
-    return Section("certificates", "Certificates", text=[text], tables=[content.certificates_table(run)])
+    return Section("certificates", "Certificates", text=[CLAIM], tables=[content.certificates_table(run)])
 
 
 def _fairness(run: RunFiles) -> Section:
@@ -125,7 +129,8 @@ SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
 """What makes the sections, in the order of the page."""
 
 
-def _how_to_read(run: RunFiles) -> list[str]:
+def how_to_read(run: RunFiles) -> list[str]:
+    """Return what the figures mean, and what the certificates take back."""
     lines = [
         "Δ is the rise of the loss, in nats per scored token, that an attack causes on tokens it may not touch: the "
         "larger, the more harm. Where there is no figure the page says so; no gap is filled with a 0.",
@@ -152,7 +157,8 @@ def _intervals(run: RunFiles, measurements: Iterable[Mapping[str, Any]]) -> list
     ]
 
 
-def _interval_figure(name: str, found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:
+def interval_figure(name: str, found: Sequence[Interval], x_label: str, caption: str, *, zero: bool = False) -> Figure:
+    """Return figures with their intervals, one a row; see ``figures.intervals``."""
     values = "; ".join(row.label if row.value is None else f"{row.label} {row.value:.3f}" for row in found)
     svg = figures.intervals(name, found, x_label, zero=zero)
     return Figure(svg, f"{caption}.", f"{caption}: {values}", tall=len(found) > 8)

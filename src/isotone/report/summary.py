@@ -6,8 +6,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from isotone.comparisons import PREFIX, PREPENDED
 from isotone.report.tables import interval, number, p_value, share, signed, with_interval
-from isotone.result_models import Comparison, FinalResults, Measurement
+from isotone.result_models import Comparison, FinalResults, Measurement, PooledMeasurement, SummaryResults
+
+Measured = Measurement | PooledMeasurement
 
 LAYER_NORM_NOTE = (
     "On LayerNorm models a non-negative feed-forward network restricts nothing that the model can represent: there the "
@@ -17,12 +20,26 @@ LAYER_NORM_NOTE = (
 
 def summary_text(results: FinalResults) -> str:
     """Return experiment_summary.txt."""
+    return _text(f"{results.experiment}, seed {results.seed}", results, results.measurements)
+
+
+def summary_text_over_seeds(results: SummaryResults) -> str:
+    """Return the experiment_summary.txt of a summary over seeds: pooled figures, then each seed's."""
+    seeds = f"{'seeds' if len(results.seeds) > 1 else 'seed'} {', '.join(map(str, results.seeds))}"
+    thresholds = [f"{seed}: {number(tau)}" for seed, tau in results.success_thresholds.items()]
+    note = f"Success is counted with each seed's own τ, nats per scored token ({'; '.join(thresholds)})."
+    by_seed = [*_aligned(_rows_by_seed(results)), *textwrap.wrap(note, 108)]
+    return _text(f"{results.experiment}, {seeds}", results, results.pooled, _block("By seed", by_seed))
+
+
+def _text(title: str, results: FinalResults | SummaryResults, measured: Sequence[Measured], *more: str) -> str:
     parts = [
-        f"{results.experiment}, seed {results.seed}",
+        title,
         _block("Conclusions", [line for c in results.conclusions for line in _wrapped(c.sentence)] or ["none"]),
-        _block("Clean text", _clean_table(results)),
-        _block("Attacks (95 % intervals in brackets; Δ in nats per scored token)", _attack_table(results)),
+        _block("Clean text", _clean_table(results, measured)),
+        _block("Attacks (95 % intervals in brackets; Δ in nats per scored token)", _attack_table(measured)),
         _block("Compared with the baseline (confirmatory; p after Holm)", _comparison_table(results.comparisons)),
+        *more,
         _block("Differences between arms", [_difference(row) for row in results.differences_between_arms] or ["none"]),
     ]
     if any((found.certificate or {}).get("order") == "vacuous" for found in results.arms.values()):
@@ -30,14 +47,14 @@ def summary_text(results: FinalResults) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def triggers_csv(results: FinalResults) -> str:
+def triggers_csv(*of_runs: FinalResults) -> str:
     """Return learned_triggers.csv: one line a restart; held-out figures belong to the best one of an arm."""
     columns = ["arm", "seed", "restart", "best", "token_ids", "text", "initial_text", "iterations"]
     columns += ["initial_search_delta_nll", "search_delta_nll", "delta_nll", "delta_minus_shift", "delta_minus_random"]
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    for arm, found in results.arms.items():
+    for results, arm, found in ((r, arm, found) for r in of_runs for arm, found in r.arms.items()):
         entry = found.triggers or {}
         for restart in entry.get("restarts", ()):
             best = restart["restart"] == entry["best_restart"]
@@ -48,10 +65,10 @@ def triggers_csv(results: FinalResults) -> str:
     return file.getvalue()
 
 
-def _clean_table(results: FinalResults) -> list[str]:
+def _clean_table(results: FinalResults | SummaryResults, measured: Sequence[Measured]) -> list[str]:
     rows = [["arm", "perplexity", "bits per byte", "documents", "certificate"]]
     for arm, found in results.arms.items():
-        by_metric = {m.metric: m for m in results.measurements if m.arm == arm and m.attack is None}
+        by_metric = {m.metric: m for m in measured if m.arm == arm and m.attack is None}
         verdict = (found.certificate or {}).get("verdict", "none")
         n = by_metric["nll"].n if "nll" in by_metric else 0
         rows.append(
@@ -60,10 +77,10 @@ def _clean_table(results: FinalResults) -> list[str]:
     return _aligned(rows)
 
 
-def _attack_table(results: FinalResults) -> list[str]:
+def _attack_table(measured: Sequence[Measured]) -> list[str]:
     shown = [
         m
-        for m in results.measurements
+        for m in measured
         if m.attack and m.metric in ("delta_nll", "success_rate") and m.protocol != "prefix_text_space"
     ]
     attacks = list(dict.fromkeys((m.attack, m.variant) for m in shown))
@@ -77,14 +94,35 @@ def _attack_table(results: FinalResults) -> list[str]:
     return _aligned(rows) if shown else ["none"]
 
 
-def _measure_name(measurement: Measurement) -> str:
+def _rows_by_seed(results: SummaryResults) -> list[list[str]]:
+    """One row a clean perplexity and a primary Δ of an arm, one column a seed."""
+    rows = [["measure", "arm", *map(str, results.seeds)]]
+    shown = [m for m in results.measurements if _is_headline(m)]
+    names = list(dict.fromkeys(_headline(m) for m in shown))
+    pairs = dict.fromkeys((_headline(m), m.arm) for m in shown)
+    for name, arm in sorted(pairs, key=lambda pair: names.index(pair[0])):  # arms of one measure stand together
+        of_row = {m.seed: m.value for m in shown if (_headline(m), m.arm) == (name, arm)}
+        digits = 2 if name == "perplexity" else 3
+        rows.append([name, arm, *(number(of_row.get(seed), digits) for seed in results.seeds)])
+    return rows
+
+
+def _is_headline(m: Measurement) -> bool:
+    return m.metric == "perplexity" or (m.metric == "delta_nll" and m.protocol in (PREFIX, PREPENDED))
+
+
+def _headline(m: Measurement) -> str:
+    return m.metric if m.attack is None else f"Δ {m.attack} {m.variant}"
+
+
+def _measure_name(measurement: Measured) -> str:
     if measurement.metric == "delta_nll":
         return "Δ"
     bar = measurement.threshold
     return "success" if bar is None else f"success, Δ > {number(bar)}"
 
 
-def _attack_figure(measurement: Measurement) -> str:
+def _attack_figure(measurement: Measured) -> str:
     if measurement.metric == "delta_nll" or measurement.value is None:
         return _figure(measurement)
     ends = measurement.ci95 or []
@@ -111,7 +149,7 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> list[str]:
     return _aligned(rows) if len(rows) > 1 else ["none"]
 
 
-def _figure(measurement: Measurement | None, digits: int = 3) -> str:
+def _figure(measurement: Measured | None, digits: int = 3) -> str:
     return "missing" if measurement is None else with_interval(measurement.value, measurement.ci95, digits)
 
 

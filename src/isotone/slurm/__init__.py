@@ -1,0 +1,1 @@
+"""Runs an experiment as jobs of a Slurm cluster. Starts commands, and imports no torch."""

@@ -1,0 +1,182 @@
+"""Says, after a job's process has ended, what became of its stage and whether the job is to be put back into the queue.
+
+    python -m isotone.slurm.outcome --run RUN --stage STAGE --exit-code CODE [--signal USR1] [--max-requeues N]
+
+Exit code 0: the stage is complete. 75: not yet, requeue the job. 1: give up. Every decision is written down with its
+reason in RUN/logs/jobs.jsonl, where ``isotone why`` finds it. Imports no torch: a job that asks has little time left.
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from isotone import records
+from isotone.config_io import load_experiment
+from isotone.errors import IsotoneError
+from isotone.pipeline.graph import Graph, Node
+from isotone.pipeline.record import standing
+from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.status import seed_of
+from isotone.slurm.queue import JobState, job_state
+
+COMPLETE, REQUEUE, GIVE_UP = 0, 75, 1
+_CONTINUES = 75
+"""Exit code of a run that stopped safely."""
+_KILLED = 128
+"""Exit codes from here on are signals."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a job, and why.
+
+    Attributes:
+        code: COMPLETE, REQUEUE or GIVE_UP.
+        cause: complete, or what ended the process, see ``End.cause``.
+        reason: one line for the log.
+        progress: hash of what the stage has durably done so far.
+    """
+
+    code: int
+    cause: str
+    reason: str
+    progress: str
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job's process ended.
+
+    Attributes:
+        exit_code: of the process; 128 + N for signal N.
+        signal: what the job's shell was sent: USR1 when the limit came near; none.
+        state: what Slurm says of the job; None where it does not answer.
+        job_id: the job's, where it is one.
+    """
+
+    exit_code: int
+    signal: str = "none"
+    state: JobState | None = None
+    job_id: str | None = None
+
+    @property
+    def cause(self) -> str:
+        """What ended the process: failed, time limit, cancelled, preemption, stopped or killed."""
+        if self.exit_code != _CONTINUES and self.exit_code < _KILLED:
+            return "failed"
+        if self.state is not None and self.state.is_out_of_time:
+            return "time limit"
+        if self.state is not None and not self.state.is_running:
+            return "cancelled"
+        if self.state is not None and self.state.is_preempted:
+            return "preemption"
+        if self.signal == "USR1":
+            return "time limit"
+        return "stopped" if self.exit_code == _CONTINUES else "killed"
+
+
+def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decision:
+    """Return what becomes of a job whose process has ended.
+
+    A job is requeued where its process stopped safely or was killed, unless somebody has cancelled it, it was requeued
+    ``max_requeues`` times, or nothing was done since it was last requeued: what stands still would loop for ever.
+
+    Args:
+        run: the run's folder.
+        stage: as ``isotone run --only`` takes it.
+        end: how the process ended.
+        max_requeues: how often this job may requeue itself.
+    """
+    experiment, seed = load_experiment(str(run.experiment_file), []), seed_of(run)
+    graph = Graph(experiment)
+    nodes = [node for node in graph.nodes if graph.stage_of(node) == stage]
+    now = progress(run, nodes)
+    missing = [str(n) for n in nodes if standing(run, graph, experiment, seed, n).state != "complete"]
+    if not missing:
+        return Decision(COMPLETE, "complete", f"{stage} is complete", now)
+    cause = end.cause
+    if cause == "failed":
+        return Decision(GIVE_UP, cause, f"{stage} failed with exit code {end.exit_code}: see the lines above", now)
+    if cause == "cancelled":
+        return Decision(GIVE_UP, cause, "the job was cancelled; isotone submit continues it", now)
+    before = [line for line in job_log(run).read() if (line["stage"], line["job_id"]) == (stage, end.job_id)]
+    before = [line for line in before if line["code"] == REQUEUE]
+    if len(before) >= max_requeues:
+        reason = f"requeued {len(before)} times, as often as cluster.max_requeues allows; isotone submit continues it"
+        return Decision(GIVE_UP, cause, reason, now)
+    if before and before[-1]["progress"] == now:
+        reason = (
+            f"nothing was done between two requeues ({cause}): give the jobs of {stage} a longer cluster.time, or save "
+            f"more often (training.save_every_minutes); isotone submit tries again"
+        )
+        return Decision(GIVE_UP, cause, reason, now)
+    return Decision(REQUEUE, cause, f"{', '.join(missing)} not complete yet ({cause}): the job is requeued", now)
+
+
+def progress(run: RunDirectory, nodes: list[Node]) -> str:
+    """Return a hash of what nodes have durably done: checkpoints, documents, states of searches, packed data."""
+    found: dict[str, object] = {}
+    for node in nodes:
+        places = [run.record(node), *run.found_by(node)]
+        if node.kind == "setup":
+            places.append(run.setup)
+        for file in (f for place in places for f in ([place] if place.is_file() else place.rglob("*"))):
+            if file.is_file() and file.name != "identity.json" and "leases" not in file.parts:
+                found[run.relative(file)] = _content(file)
+        if node.arm and node.kind in ("train", "constrain"):
+            found[str(node)] = sorted(p.name for p in run.checkpoints(node.arm).glob("step-*"))
+            for ledger in run.checkpoints(node.arm).parent.glob("micro_batch.*"):  # less memory next time is progress
+                found[ledger.name] = _content(ledger)
+    return records.hash_json(found)
+
+
+def job_log(run: RunDirectory) -> records.JsonLines:
+    """Return the log of what became of a run's jobs."""
+    return records.JsonLines(run.root / "logs" / "jobs.jsonl")
+
+
+def _content(file: Path) -> object:
+    """Return a file's size, and its hash where that is quick."""
+    size = file.stat().st_size
+    return [size, records.sha256_file(file)] if size <= 32 * 2**20 else size
+
+
+def _after_summary(folder: Path, exit_code: int) -> int:
+    """A summary takes seconds, and is there or not."""
+    print(f"{folder / 'summary'}: {'complete' if exit_code == 0 else f'failed with exit code {exit_code}'}")
+    return COMPLETE if exit_code == 0 else REQUEUE if exit_code == _CONTINUES else GIVE_UP
+
+
+def main() -> int:
+    """Decide, write the decision down, print it, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--stage")
+    parser.add_argument("--summary", type=Path)
+    parser.add_argument("--exit-code", type=int, required=True)
+    parser.add_argument("--signal", default="none")
+    parser.add_argument("--max-requeues", type=int, default=0)
+    args = parser.parse_args()
+    if args.summary:
+        return _after_summary(args.summary, args.exit_code)
+    job_id = os.environ.get("SLURM_JOB_ID")
+    run = RunDirectory(args.run)
+    try:
+        state = job_state(job_id) if job_id and job_id.isdigit() else None
+        end = End(args.exit_code, args.signal, state, job_id)
+        decision = decide(run, args.stage, end, args.max_requeues)
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        line = {"stage": args.stage, "job_id": job_id, "restarts": restarts, "time": time.time()}
+        job_log(run).append({**line, "exit_code": args.exit_code, **asdict(decision)})
+    except IsotoneError as error:
+        print(f"ERROR: {error}")
+        return GIVE_UP
+    print(decision.reason)
+    return decision.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Submits an experiment as a chain of jobs, takes it back, and shows what would be submitted.
+
+Submitting again while jobs run submits only what is neither in the queue nor done.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from isotone import records
+from isotone.cluster import Cluster, Resources, duration_s
+from isotone.config import Experiment
+from isotone.config_io import dump_yaml
+from isotone.errors import BlockedError, UsageError
+from isotone.planning.plan import make_plan
+from isotone.planning.table import unsafe_lines
+from isotone.slurm import queue
+from isotone.slurm.chain import Key, Link, build_chain
+from isotone.slurm.script import render
+from isotone.slurm.site import load_cluster
+
+Say = Callable[[str], None]
+_LOCAL_TYPES = {"tmpfs", "ramfs", "overlay", "devtmpfs"}
+_LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_HINTS = {
+    "account": "set cluster.account",
+    "partition": "set cluster.partition (sinfo lists them)",
+    "time limit": "set a shorter cluster.time, or another cluster.partition",
+    "qos": "set cluster.qos",
+    "memory": "ask for less: cluster.memory",
+    "gres": "set cluster.gpus or cluster.gres as sinfo -o %G shows them",
+    "node configuration": "ask for less: cluster.memory, cpus, gpus or nodes",
+    "feature": "set cluster.constraint",
+    "cpu count": "ask for less: cluster.cpus",
+}
+"""What to change, by a word in what Slurm says."""
+
+
+def submit_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
+    """Submit what is neither complete nor in the queue; what the plan holds unsafe is named first.
+
+    Args:
+        experiment: as it was given.
+        site: a site profile, see ``isotone.slurm.site.load_cluster``.
+        seeds: of the runs.
+        out: the folder that holds all runs.
+        say: where lines for the user go.
+
+    Raises:
+        UsageError: Slurm is not there or would refuse a job; then nothing was submitted. Or it refused one after
+            others were submitted: those are named.
+        BlockedError: another process is submitting the same experiment.
+    """
+    cluster, out = load_cluster(site, experiment.cluster), out.resolve()
+    require_shared_folder(out, cluster)
+    _tell_unsafe(experiment, site, seeds, out, say)
+    with _one_at_a_time(out / experiment.name):
+        links = build_chain(experiment, cluster, seeds, out)
+        ids = _queued(links)
+        open_links = [link for link in links if not link.is_complete and link.key not in ids]
+        if refused := [line for link in open_links if (line := _refusal(link, cluster))]:
+            raise UsageError("\n".join([*refused, "nothing was submitted"]))
+        _write_scripts(experiment, cluster, links)
+        _submit(open_links, ids)
+    for link in links:
+        _tell(link, ids, say)
+
+
+def show_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
+    """Print the graph of jobs, their scripts and what Slurm says of them; nothing is written or submitted."""
+    cluster = load_cluster(site, experiment.cluster)
+    links = build_chain(experiment, cluster, seeds, out.resolve())
+    names = {link.key: link.job.job_name for link in links}
+    width = max(map(len, names.values()))
+    for link in links:
+        after = ", ".join(names[key] for key in link.needs)
+        state = "complete" if link.is_complete else f"after {after}" if after else "starts at once"
+        say(f"{link.job.job_name:{width}}  {state}")
+    for link in links:
+        say(f"\n===== {link.job.file} =====")
+        say(render(link.job, cluster))
+        try:
+            say(f"sbatch --test-only: {_refusal(link, cluster) or 'would be accepted'}")
+        except UsageError as error:
+            say(f"sbatch --test-only: not asked ({error})")
+    say("")
+    _tell_unsafe(experiment, site, seeds, out, say)
+
+
+def cancel_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
+    """Take every job of an experiment out of the queue; what they have saved stays.
+
+    Raises:
+        UsageError: Slurm is not there.
+    """
+    cluster = load_cluster(site, experiment.cluster)
+    ids = _queued(build_chain(experiment, cluster, seeds, out.resolve()))
+    if ids:
+        queue.cancel(ids.values())
+    say(f"cancelled: {', '.join(ids.values()) or 'nothing was in the queue'}")
+
+
+def for_cluster(experiment: Experiment, cluster: Cluster) -> Experiment:
+    """Return the experiment with the device and threads that its jobs will have, where it leaves them open.
+
+    Stages run on different nodes, and setup on one without a GPU: the first of them must not decide for all.
+    """
+    asked = [cluster.resources(stage) for stage in ("constrain", "train_baseline", "evaluate", "triggers", "hotflip")]
+    runtime = experiment.runtime
+    if runtime.device == "auto" and all(_asks_for_gpu(resources) for resources in asked):
+        runtime = runtime.model_copy(update={"device": "cuda"})
+    cpus = [resources.cpus for resources in asked if resources.cpus]
+    if runtime.threads is None and len(cpus) == len(asked):
+        runtime = runtime.model_copy(update={"threads": min(cpus)})
+    return experiment.model_copy(update={"runtime": runtime})
+
+
+def require_shared_folder(out: Path, cluster: Cluster) -> None:
+    """Refuse a folder that other nodes cannot see.
+
+    Raises:
+        UsageError: it lies on this node's own disk or memory, and the partition has several nodes.
+    """
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    place = next((parent for parent in (out, *out.parents) if parent in mounts), None)
+    named = [os.environ[name] for name in ("TMPDIR", "SLURM_TMPDIR") if os.environ.get(name)]
+    local = next((folder for folder in (*_LOCAL_FOLDERS, *named) if out.is_relative_to(folder)), None)
+    if local is None and (place is None or mounts[place] not in _LOCAL_TYPES):
+        return
+    if (queue.num_nodes(cluster.partition) or 1) > 1:
+        where = local or f"{place} ({mounts[place] if place else ''})"
+        raise UsageError(
+            f"--out {out}: {where} belongs to this node alone, the jobs' nodes do not see it; choose a folder on a "
+            f"shared file system, such as one below $SCRATCH"
+        )
+
+
+def _tell_unsafe(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say) -> None:
+    """Name what does not fit by the plan; Slurm decides, and a stage that needs longer goes on under the same id."""
+    try:
+        lines = unsafe_lines(make_plan(experiment, site, out, seeds))
+    except UsageError as error:
+        lines = [f"not planned: {error}"]
+    for line in lines:
+        say(line)
+
+
+def _asks_for_gpu(resources: Resources) -> bool:
+    return bool(resources.gpus) or (resources.gres or "").startswith("gpu")
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    records.make_folder(folder)
+    try:
+        with FileLock(folder / ".submit.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise BlockedError(f"another process is submitting {folder.name} right now; wait for it") from error
+
+
+def _queued(links: list[Link]) -> dict[Key, str]:
+    """Return the ids of the jobs that are in the queue."""
+    last = {link.key: job_id for link in links if (job_id := link.last_job_id)}
+    known = queue.states(last.values())
+    return {key: job_id for key, job_id in last.items() if job_id in known}
+
+
+def _refusal(link: Link, cluster: Cluster) -> str | None:
+    lead, limit = duration_s(cluster.lead_time), cluster.resources(link.job.stage).time
+    if limit and duration_s(limit) <= 2 * lead:
+        return (
+            f"{link.job.stage}: its limit of {limit} leaves no time before the signal to save (cluster.lead_time "
+            f"{cluster.lead_time}); set a longer cluster.time or a shorter cluster.lead_time"
+        )
+    longest = queue.longest_time(cluster.resources(link.job.stage).partition)
+    if limit and longest and duration_s(limit) > duration_s(longest):
+        return (
+            f"{link.job.stage}: its limit of {limit} is over the partition's longest, {longest}; set a shorter "
+            f"cluster.time (the stage continues under the same job), or another cluster.partition"
+        )
+    said = queue.refusal(render(link.job, cluster), _environment(link))
+    if said is None:
+        return None
+    hint = next((hint for word, hint in _HINTS.items() if word in said.lower()), "change cluster in the experiment")
+    return f"{link.job.stage}: sbatch refuses: {said}; {hint} (or the site profile)"
+
+
+def _environment(link: Link) -> dict[str, str]:
+    return {**os.environ, "EXPERIMENT_SEED": str(link.job.seed)}
+
+
+def _write_scripts(experiment: Experiment, cluster: Cluster, links: list[Link]) -> None:
+    text = dump_yaml(for_cluster(experiment, cluster))
+    for link in links:
+        records.make_folder(link.job.log_folder)
+        records.write_text(link.job.file, render(link.job, cluster))
+        if link.job.stage == "setup":
+            records.write_text(link.job.file.parent / "experiment.yaml", text)
+
+
+def _submit(links: list[Link], ids: dict[Key, str]) -> None:
+    """Submit jobs in order; ``ids`` gains theirs."""
+    fresh: list[str] = []
+    for link in links:
+        after = [ids[key] for key in link.needs if key in ids]
+        try:
+            job_id = queue.submit(link.job.file, after, _environment(link))
+        except UsageError as error:
+            done = (
+                f"submitted before: {', '.join(fresh)}; take them back with --cancel"
+                if fresh
+                else "nothing was submitted"
+            )
+            raise UsageError(f"{link.job.job_name}: {error}; {done}") from error
+        link.submitted.append({"stage": link.job.stage, "job_id": job_id, "time": time.time(), "after": after})
+        ids[link.key] = job_id
+        fresh.append(job_id)
+
+
+def _tell(link: Link, ids: dict[Key, str], say: Say) -> None:
+    state = f"job {ids[link.key]}" if link.key in ids else "complete"
+    say(f"{link.job.job_name}: {state}")

@@ -1,0 +1,107 @@
+#!/bin/bash
+# Stage 0: gets model and data, packs the data · experiment pythia-1.4b, seed 42
+#
+# Written by isotone submit, complete in itself. By hand:  sbatch /project/nlp/runs/pythia-1.4b/seed-42/jobs/job_0_setup.sh
+# Edit it as you like and submit it by hand: isotone submit writes it anew, sbatch takes it as it stands.
+#
+# Near its time limit, or preempted, the job saves what it has and puts itself back into the queue under the same id, so
+# that the jobs that depend on it go on waiting. What was done is never done again.
+#
+#SBATCH --job-name=pythia-1.4b-s42-0-setup
+#SBATCH --output="/project/nlp/runs/pythia-1.4b/seed-42/logs/%x-%j.out"
+#SBATCH --open-mode=append
+#SBATCH --account=nlp-group
+#SBATCH --partition=cpu
+#SBATCH --qos=normal
+#SBATCH --constraint=a100
+#SBATCH --time=2:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=32G
+#SBATCH --signal=B:USR1@300
+#SBATCH --mail-user=someone@example.org
+#SBATCH --mail-type=END,FAIL
+#SBATCH --requeue
+#SBATCH --exclude=node[07-09]
+
+fail() {
+    echo "ERROR: $*"
+    exit 1
+}
+banner() {
+    echo "===== $SLURM_JOB_NAME, job $SLURM_JOB_ID, $(date '+%F %T'): $* ====="
+}
+SLURM_JOB_ID=${SLURM_JOB_ID:-none} SLURM_JOB_NAME=${SLURM_JOB_NAME:-pythia-1.4b-s42-0-setup}
+banner "starts on $(hostname), restart ${SLURM_RESTART_COUNT:-0}"
+
+# --- environment: what you have set is respected ----------------------------------------------------------------------
+export EXPERIMENT_SEED="${EXPERIMENT_SEED:-42}"
+export PROJECT="${PROJECT:-/project/nlp}"
+export SCRATCH="${SCRATCH:-$PROJECT}"
+export HF_HOME="${HF_HOME:-$SCRATCH/huggingface}"
+export HF_DATASETS_CACHE="${HF_DATASETS_CACHE:-$HF_HOME/datasets}"
+export TRANSFORMERS_CACHE="${TRANSFORMERS_CACHE:-$HF_HOME/hub}"
+export PYTHONHASHSEED="${PYTHONHASHSEED:-0}"                              # before Python starts
+export CUBLAS_WORKSPACE_CONFIG="${CUBLAS_WORKSPACE_CONFIG:-:4096:8}"      # before CUDA does
+export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-1}}" # srun does not take it over from sbatch
+PYTHON=/project/nlp/.venv/bin/python
+RUNS=/project/nlp/runs
+
+# --- lines of the site profile (cluster.setup), verbatim --------------------------------------------------------------
+trap 'fail "a line of cluster.setup failed: $BASH_COMMAND"' ERR
+module load cuda/12.8 python/3.11
+source "$HOME/isotone/.venv/bin/activate"
+trap - ERR
+
+cd "$PROJECT" || fail "the folder $PROJECT cannot be entered on $(hostname)"
+[ -d "$RUNS" ] || fail "$RUNS is not there on $(hostname): runs must lie on a file system that all nodes see"
+[ -w "$RUNS" ] || fail "$RUNS cannot be written on $(hostname)"
+"$PYTHON" -c 'import isotone' || fail "$PYTHON cannot import isotone on $(hostname): look at cluster.python and cluster.setup"
+
+# --- the work, in a step of its own: signals reach this shell and are passed on to it ---------------------------------
+child='' interrupted='' late='' signal=none
+# shellcheck disable=SC2317 # called by the traps below
+pass_on() {
+    interrupted=yes signal=$1
+    echo "got SIG$1"
+    [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null
+}
+trap 'pass_on USR1' USR1 # the limit is near (--signal)
+trap 'pass_on TERM; is_out_of_time && late=yes' TERM # preempted, cancelled, or out of time
+# shellcheck disable=SC2317 # the same
+is_out_of_time() {
+    scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'Reason=TimeLimit'
+}
+
+srun "$PYTHON" -m isotone run /project/nlp/runs/pythia-1.4b/seed-42/jobs/experiment.yaml --out /project/nlp/runs --only setup --seed "$EXPERIMENT_SEED" &
+child=$!
+while [ -z "$late" ]; do # a signal ends the wait, not the child
+    interrupted=''
+    wait "$child"
+    code=$?
+    [ -n "$interrupted" ] || break
+done
+[ -z "$late" ] || code=75 # the limit has come before the save had ended: the save before it counts
+
+# --- what became of it: the records say whether the stage is complete, not the exit code ------------------------------
+"$PYTHON" -m isotone.slurm.outcome --run /project/nlp/runs/pythia-1.4b/"seed-$EXPERIMENT_SEED" --stage setup --max-requeues 10 --exit-code "$code" --signal "$signal"
+case $? in
+0)
+    banner COMPLETED
+    exit 0
+    ;;
+75)
+    banner "PARTIAL (will continue)"
+    trap '' TERM
+    scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be requeued; isotone submit continues it"
+    sleep 600 # Slurm ends this shell now; an exit of its own would end the job
+    ;;
+esac
+[ "$code" -ne 0 ] || code=1
+if [ "$code" -eq 75 ]; then
+    banner "PARTIAL (isotone submit continues it): exit code 75"
+else
+    banner "FAILED: exit code $code"
+fi
+exit "$code"
