@@ -128,12 +128,6 @@ class RunDirectory:
         return self.root.parent / name if name.startswith("setup/") else self.root / name
 
 
-def _with_its_setup(folder: Path) -> Path:
-    """Return the folder under the name whose parent holds the setup: ``.`` and links have other parents, or none."""
-    named = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
-    return named if (named.parent / "setup").is_dir() or not named.is_symlink() else named.resolve()
-
-
 @dataclass(frozen=True)
 class ExperimentDirectory:
     """The folder of an experiment, runs/NAME: a run a seed, and the summary over them."""
@@ -173,3 +167,9 @@ class ExperimentDirectory:
     def summary_record(self) -> Path:
         """What says that the summary is complete, and from what it was made."""
         return self.summary / "record.json"
+
+
+def _with_its_setup(folder: Path) -> Path:
+    """Return the folder under the name whose parent holds the setup: ``.`` and links have other parents, or none."""
+    named = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
+    return named if (named.parent / "setup").is_dir() or not named.is_symlink() else named.resolve()
