@@ -90,6 +90,7 @@ class Trainer:
         micro_batch: rows of one forward pass; the recipe's unless given. The effective batch is always the recipe's.
         autocast: compute in bf16, keep weights as they are.
         progress: called after every step with the step and a short text.
+        edit: returns what the model reads in the place of a step's rows, which stay the labels; None: the rows.
 
     Raises:
         UsageError: the data has fewer rows than one effective batch.
@@ -111,9 +112,10 @@ class Trainer:
         micro_batch: int | None = None,
         autocast: bool = False,
         progress: Callable[[int, str], None] | None = None,
+        edit: Callable[[Tensor, int], Tensor] | None = None,
     ):
         self.model, self.recipe, self.constraint, self.seed, self.stop = model, recipe, constraint, seed, stop
-        self.budget, self.autocast, self.progress = budget or Budget(), autocast, progress
+        self.budget, self.autocast, self.progress, self.edit = budget or Budget(), autocast, progress, edit
         self.batches = Batches(data, recipe, seed)
         self.total_steps = self.batches.total_steps
         self.validation_rows_NL = data.rows("validation")[: recipe.validation_rows]
@@ -141,8 +143,11 @@ class Trainer:
 
     # --- the course of a run -----------------------------------------------------------------------------------------
 
-    def run(self) -> TrainResult:
+    def run(self, until: int | None = None) -> TrainResult:
         """Train from the newest checkpoint on; return at the target or at a safe stop, with everything saved.
+
+        Args:
+            until: step at which to return before the target, whose schedule holds; call again to go on.
 
         Raises:
             DiskFullError: a save found no space; the checkpoint before it is intact.
@@ -153,21 +158,21 @@ class Trainer:
         try:
             self._saved_at = time.monotonic()
             self._begin_training_mode()
-            reason = self._train()
+            reason = self._train(self.total_steps if until is None else until)
             self._save_if_new()
         finally:
             self.attempt.end()  # only a kill leaves its trace
         self.model.eval()
         return self._result(reason)
 
-    def _train(self) -> str | None:
-        """Alternate boundaries and steps; return why it ended, None at the target."""
+    def _train(self, until: int) -> str | None:
+        """Alternate boundaries and steps; return why it ended, None at the step to go to."""
         while True:
             if self._validation_is_due() and not self._with_less_memory(self._validate):
                 return self.stop.requested
             if self._save_is_due():
                 self._save_if_new()
-            if self.step == self.total_steps:
+            if self.step >= until:
                 return None
             if reason := self.stop.requested or self._why_budget_ends():
                 return reason
@@ -204,15 +209,18 @@ class Trainer:
     def _gradients(self) -> Tensor | None:
         """Sum the step's gradients over its micro-batches; return the mean loss, None if a stop is requested."""
         self._forget_gradients()
-        ids_BL = self.batches.at(self.step).to(self.device)
+        ids_BL = self.batches.at(self.step)
+        read_BL = (self.edit(ids_BL, self.step) if self.edit else ids_BL).to(self.device)
+        ids_BL = ids_BL.to(self.device)
         num_labels = ids_BL.shape[0] * (ids_BL.shape[1] - 1)
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
-        for number, part_BL in enumerate(ids_BL.split(self.micro_batch)):
+        parts = zip(read_BL.split(self.micro_batch), ids_BL.split(self.micro_batch), strict=True)
+        for number, (part_BL, labels_BL) in enumerate(parts):
             if self.stop.requested:
                 return None
             seed_streams(self.seed, "train", self.step, number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                part_loss = token_nll(self.model, part_BL).sum() / num_labels
+                part_loss = token_nll(self.model, part_BL, labels_BL=labels_BL).sum() / num_labels
             self.attempt.watch()  # here activations are in memory
             part_loss.backward()
             loss += part_loss.detach()
