@@ -22,6 +22,7 @@ from pathlib import Path
 PHASES = {
     "constrain": "training",
     "train": "training",
+    "match": "evaluation",
     "evaluate": "evaluation",
     "triggers": "attack",
     "hotflip": "attack",

@@ -168,7 +168,8 @@ def _undertrained(
     at_start = _nll(bracket.paths()[0])
     if not at_end - TOLERANCE <= target <= at_start + TOLERANCE:
         reason = (
-            f"training {context.arm.start} goes from a loss of {at_start:.4f} to {at_end:.4f}, which is not past it"
+            f"training {context.arm.start} takes the loss from {at_start:.4f} to {at_end:.4f}; only what lies on a way "
+            f"down can be met"
         )
         if abs(at_end - target) < abs(at_start - target):
             end = load_start(context, context.arm_name)  # ``model`` holds what was last measured
@@ -222,7 +223,7 @@ def _train_past(
                     f"{context.node} stopped safely at step {result.step} of at most {result.total_steps} "
                     f"({result.reason})"
                 )
-            _add(bracket, until, learner, model, measure)
+            _add(bracket, result.step, learner, model, measure)
 
 
 def _add(
