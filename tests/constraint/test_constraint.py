@@ -228,13 +228,13 @@ def test_frozen_signs_survive_saving_even_of_weights_that_are_zero_now() -> None
     model = tiny_model("gpt_neox")
     constraint = constrain(model, "mlp_in", "sign_frozen", "unchanged")
     before = {name: w.clone() for name, w in weights_of(model, constraint).items()}
-    for weight in constraint.parameters():
-        weight.data.zero_()
+    for master in constraint.parameters():
+        master.data.zero_()
     state = {name: value.clone() for name, value in constraint.state_dict().items()}
     again = tiny_model("gpt_neox", seed=1)
     restored = restore(again, "mlp_in", "sign_frozen", "unchanged", state)
-    for weight in restored.parameters():
-        weight.data.fill_(-1.0)
+    for master in restored.parameters():
+        master.data.fill_(-1.0)
     restored.push()
     for name, weight in weights_of(again, restored).items():
         assert torch.equal(weight == 0, ~torch.signbit(before[name]))

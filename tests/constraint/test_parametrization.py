@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS, Parametrization
+from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS, Parametrization, Scale
 
 EVERY = pytest.mark.parametrize("chosen", PARAMETRIZATIONS.values(), ids=PARAMETRIZATIONS)
 
 
-def mapped(chosen: Parametrization, v: torch.Tensor, scale: float) -> torch.Tensor:
+def mapped(chosen: Parametrization, v: torch.Tensor, scale: Scale) -> torch.Tensor:
     w = v.clone()
     chosen.apply_(v, w, scale)
     return w
