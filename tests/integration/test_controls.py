@@ -181,7 +181,7 @@ def test_budgets_within_a_repeated_training_change_no_byte(controlled: tuple[Pat
     out, codes = Path(shutil.copytree(controlled[0], tmp_path / "runs")), list[int]()
     only = ("--only", "train_stopped")
     while not codes or codes[-1] == 75:
-        done = isotone(*_command(out, *only, *([] if codes else ["--fresh"]), "--max-epochs-per-run", "0.0025"))
+        done = isotone(*_command(out, *only, *([] if codes else ["--fresh"]), "--max-epochs-per-run", "0.005"))
         codes.append(done.returncode)
     assert codes[-1] == 0, done.stderr
     assert len(codes) > 1
