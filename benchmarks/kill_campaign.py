@@ -25,7 +25,7 @@ from pathlib import Path
 PHASES = {
     "training": {"constrain", "train"},
     "save": {"constrain", "train"},
-    "evaluation": {"evaluate"},
+    "evaluation": {"evaluate", "match"},
     "attack": {"triggers", "hotflip"},
 }
 """Kinds of nodes in which each phase is met."""

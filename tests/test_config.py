@@ -30,6 +30,10 @@ def test_arms_that_start_from_each_other_in_a_circle_are_refused() -> None:
         _experiment(arms=arms)
 
 
+PAIR = {"baseline": {}, "monotonic": {"constraint": {"recipe": "published"}}}
+MADE = {"start": "baseline", "train": False}
+
+
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
@@ -39,6 +43,33 @@ def test_arms_that_start_from_each_other_in_a_circle_are_refused() -> None:
         ({"baseline": {}, "a b": {}}, "letters, digits and _"),
         ({"baseline": {}, "pretrained": {}}, "letters, digits and _"),
         ({"baseline": {}, "a": {"train": False, "training": {"lr": 1}}}, "the arm is not trained"),
+        ({"baseline": {}, "a": {"matched_loss": {"to": "baseline", "by": "noise"}}}, "it needs train: false and no"),
+        (
+            {**PAIR, "c": {**MADE, "matched_loss": {"to": "x", "by": "noise"}}},
+            r"c\.matched_loss\.to: found 'x', allowed",
+        ),
+        (
+            {**PAIR, "c": {**MADE, "matched_loss": {"to": "c", "by": "noise"}}},
+            "found 'c', allowed: baseline, monotonic",
+        ),
+        ({**PAIR, "c": {**MADE, "matched_loss": {"to": "baseline", "by": "noise"}}}, "nothing to match"),
+        ({**PAIR, "b": {}, "c": {**MADE, "matched_loss": {"to": "b", "by": "noise"}}}, "arm b constrains, and it has"),
+        (
+            {**PAIR, "c": {"train": False, "matched_loss": {"to": "monotonic", "by": "undertrained"}}},
+            "stops the training of arms.c.start, an unconstrained trained arm",
+        ),
+        (
+            {**PAIR, "c": {**MADE, "matched_loss": {"to": "monotonic", "by": "temperature", "draw": 2}}},
+            "only by: noise is drawn",
+        ),
+        (
+            {**PAIR, "c": {**MADE, "constraint": {"recipe": "published", "enforce": False}}},
+            "says how the arm is trained",
+        ),
+        (
+            {**PAIR, "c": {**MADE, "matched_loss": {"to": "d", "by": "temperature"}}, "d": {"start": "c"}},
+            "in a circle",
+        ),
     ],
 )
 def test_arms_that_contradict_each_other_are_refused(arms: dict, message: str) -> None:

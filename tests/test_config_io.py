@@ -93,6 +93,16 @@ def test_the_json_schema_is_closed_and_describes_its_keys() -> None:
         ("arms: {baseline: {}, a: {start: b}}", "arms.a.start: there is no arm 'b'"),
         ("arms: {baseline: {}, a: {constraint: {}}}", "arms.a.constraint: give either recipe"),
         ("data: {fractions: {train: 1}}", "data.fractions: expected exactly train"),
+        (
+            "arms: {baseline: {}, a: {matched_loss: {to: a, by: heat}}}",
+            'arms.a.matched_loss.by: found "heat", allowed: \'temp',
+        ),
+        ("arms: {baseline: {}, a: {matched_loss: {by: noise}}}", "arms.a.matched_loss.to: missing"),
+        ("arms: {baseline: {}, a: {training: {random_prefix: 2}}}", "random_prefix: found 2, allowed: less than or"),
+        (
+            "arms: {baseline: {}, a: {train: false, matched_loss: {to: b, by: noise}}}",
+            "arms.a.matched_loss.to: found 'b', allowed: baseline",
+        ),
         ("name: x\nname: y", "line 2: not valid YAML: name is given twice"),
         ("a: [", "line 1: not valid YAML"),
         ("1: 2", "line 1: not valid YAML: key 1 is not text"),
@@ -124,7 +134,7 @@ def test_a_fault_of_an_override_names_the_command_line() -> None:
 
 def test_an_unknown_preset_is_answered_with_the_nearest_or_all() -> None:
     assert _fault("pokcet") == "there is no preset 'pokcet'; did you mean pocket?"
-    assert "presets: pocket, pocket-quick" in _fault("qqqq")
+    assert "presets: pocket, pocket-controls, pocket-quick" in _fault("qqqq")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -69,6 +69,14 @@ def test_the_pocket_presets_need_no_network_and_have_the_promised_arms() -> None
     assert pocket.attacks.num_documents >= 48
 
 
+def test_the_preset_of_controls_has_every_control() -> None:
+    arms = load_experiment("pocket-controls").arms
+    matched = {arm.matched_loss.by for arm in arms.values() if arm.matched_loss}
+    assert matched == {"temperature", "noise", "undertrained"}
+    assert [a.matched_loss.draw for a in arms.values() if a.matched_loss and a.matched_loss.by == "noise"] == [1, 2, 3]
+    assert {"shifted_twin", "edit_trained", "reparametrized", "sign_frozen"} <= arms.keys()
+
+
 def test_preset_files_hold_nothing_but_presets() -> None:
     import isotone
 

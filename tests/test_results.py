@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,28 @@ def test_differences_between_arms_name_every_value() -> None:
         },
         "training.warmup": {"baseline": 0.1, "monotonic": 0.15},
     }
+
+
+MATCHED = {
+    "to": "monotonic",
+    "by": "temperature",
+    "target": 3.5,
+    "reached": 3.501,
+    "parameter": 1.25,
+    "reachable": True,
+    "reason": "",
+}
+
+
+def test_a_loss_that_is_not_reached_leads_to_no_conclusion_but_to_a_line(found: dict[str, ArmFindings]) -> None:
+    missed = {**MATCHED, "reachable": False, "reason": "it is too high already"}
+    arms = {"baseline": found["plain"], "a": replace(found["sharp"], matched_loss=MATCHED)}
+    results = results_of({**arms, "b": replace(found["sharp"], matched_loss=missed)})
+    assert {c.a for c in results.conclusions} == {"a"}
+    assert {c.a for c in results.comparisons} == {"a", "b"}
+    text = " ".join(summary_text(results).split())
+    assert "a: 3.501 for the 3.500 of monotonic (temperature, 1.250)" in text
+    assert "b: 3.501 for the 3.500 of monotonic (not reachable, so nothing follows from this arm: it is too" in text
 
 
 def test_the_summary_names_every_arm_and_conclusion(found: dict[str, ArmFindings]) -> None:

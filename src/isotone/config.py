@@ -11,10 +11,11 @@ from isotone.config_types import Count, NonNegative, Part, Positive, Share
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
-Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection"]
-Initialization = Literal["absolute", "relu", "shift", "calibrated_shift"]
+Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
+Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
 Checkpoint = Literal["best", "last"]
+Matching = Literal["temperature", "noise", "undertrained"]
 
 
 class Model(Part):
@@ -75,9 +76,11 @@ class Constraint(Part):
     scope: Scope = "mlp_both"
     """Which projections are constrained."""
     parametrization: Parametrization | None = None
-    """How a weight is kept non-negative."""
+    """How a weight is kept non-negative; ``sign_frozen`` (a control) keeps it on the side of 0 where it starts."""
     initialization: Initialization | None = None
-    """Where the constrained weights start."""
+    """Where the constrained weights start; ``unchanged`` belongs to ``sign_frozen``."""
+    enforce: bool = True
+    """False (a control): only the start; the weights are then trained like any others and may become negative."""
     calibration_rows: Count = 64
     """Training rows that ``calibrated_shift`` is fitted on."""
 
@@ -85,6 +88,8 @@ class Constraint(Part):
     def _named_or_given(self) -> "Constraint":
         if self.recipe is None and (self.parametrization is None or self.initialization is None):
             raise ValueError("give either recipe, or both parametrization and initialization")
+        if not self.enforce and self.parametrization == "sign_frozen":
+            raise ValueError("enforce: false leaves nothing of parametrization sign_frozen; leave one of them out")
         return self
 
 
@@ -129,6 +134,9 @@ class Training(Part):
     """Validate every N optimizer steps, and always at epoch ends."""
     validation_rows: Count = 64
     """Rows of the validation split that are scored."""
+    random_prefix: Share = 0.0
+    """Share of a row's attackable prefix (tokens 1…P−1 of ``attacks.protocol``) that the model reads as random
+    admissible tokens, other ones in every step; the labels stay the true ones."""
 
 
 class ArmTraining(Part):
@@ -140,6 +148,28 @@ class ArmTraining(Part):
     schedule: Literal["cosine", "linear"] | None = None
     warmup: Share | None = None
     weight_decay: NonNegative | None = None
+    random_prefix: Share | None = None
+
+
+class MatchedLoss(Part):
+    """A control at equal clean loss: the model that the arm starts from, damaged until it is as bad as another arm.
+
+    The loss is that of the attacks' scored tokens on search documents, in fp32.
+    """
+
+    to: str
+    """The arm whose clean loss is aimed at."""
+    by: Matching
+    """temperature: logits divided by T; noise: W + λ·std(W)·ξ on the matrices that arm ``to`` constrains;
+    undertrained: the training of ``start`` once more, stopped where the loss is met."""
+    draw: Count = 1
+    """Number of the noise's draw: several arms that differ in it have different ξ."""
+
+    @model_validator(mode="after")
+    def _draws_are_of_noise(self) -> "MatchedLoss":
+        if self.draw != 1 and self.by != "noise":
+            raise ValueError(f"draw: only by: noise is drawn; by is {self.by}")
+        return self
 
 
 class Arm(Part):
@@ -153,6 +183,24 @@ class Arm(Part):
     """False: measured as it starts."""
     training: ArmTraining = ArmTraining()
     """What differs from the experiment's ``training``."""
+    matched_loss: MatchedLoss | None = None
+    """Makes the arm a matched-loss control of another one."""
+
+    @property
+    def held(self) -> Constraint | None:
+        """The constraint that holds to the end, if there is one."""
+        return self.constraint if self.constraint and self.constraint.enforce else None
+
+    @property
+    def certified_scope(self) -> Scope | None:
+        """The projections that the arm claims to be non-negative; None where it claims nothing."""
+        return self.held.scope if self.held and self.held.parametrization != "sign_frozen" else None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The arms whose ends it is made from."""
+        others = (self.start, self.matched_loss.to if self.matched_loss else "pretrained")
+        return tuple(dict.fromkeys(name for name in others if name != "pretrained"))
 
 
 class Evaluation(Part):
@@ -271,6 +319,12 @@ class Experiment(Part):
                 )
             if not arm.train and arm.training != ArmTraining():
                 raise ValueError(f"arms.{name}.training: the arm is not trained (train: false)")
+            if not arm.train and arm.constraint and not arm.constraint.enforce:
+                raise ValueError(
+                    f"arms.{name}.constraint.enforce: false says how the arm is trained; it has train: false"
+                )
+            if arm.matched_loss:
+                self._require_matchable(name, arm, arm.matched_loss)
             if self.training_of(name).precision == "pure_bf16" and (
                 arm.train
                 and not any(a.constraint and a.constraint.recipe == "published_bf16" for a in self.arms.values())
@@ -278,13 +332,7 @@ class Experiment(Part):
                 raise ValueError(
                     "training.precision: pure_bf16 freezes constrained weights near 0; only for recipe published_bf16"
                 )
-        for name in self.arms:
-            seen, at = {name}, self.arms[name].start
-            while at != "pretrained":
-                if at in seen:
-                    raise ValueError(f"arms.{name}.start: arms start from each other in a circle")
-                seen.add(at)
-                at = self.arms[at].start
+        self._require_no_circle()
         if "baseline" not in self.arms or self.arms["baseline"].constraint is not None:
             raise ValueError(
                 "arms.baseline: an unconstrained arm of this name is needed, all others are compared with it"
@@ -301,6 +349,33 @@ class Experiment(Part):
         if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
             raise ValueError(f"seeds: {twice[0]} is given twice; every run has a seed of its own")
         return self
+
+    def _require_matchable(self, name: str, arm: Arm, matched: MatchedLoss) -> None:
+        key = f"arms.{name}.matched_loss"
+        if arm.train or arm.constraint:
+            raise ValueError(f"{key}: the arm is made from another one; it needs train: false and no constraint")
+        targets = [other for other, its in self.arms.items() if other != name and not its.matched_loss]
+        if matched.to not in targets:
+            raise ValueError(f"{key}.to: found {matched.to!r}, allowed: {', '.join(targets)}")
+        if matched.to == arm.start:
+            raise ValueError(f"{key}.to: {matched.to!r} is the arm that it starts from, there is nothing to match")
+        if matched.by == "noise" and not self.arms[matched.to].constraint:
+            raise ValueError(f"{key}.by: noise goes to the matrices that arm {matched.to} constrains, and it has none")
+        start = self.arms.get(arm.start)
+        if matched.by == "undertrained" and not (start and start.train and not start.held):
+            raise ValueError(
+                f"{key}.by: undertrained stops the training of arms.{name}.start, an unconstrained trained arm"
+            )
+
+    def _require_no_circle(self) -> None:
+        def visit(name: str, path: tuple[str, ...]) -> None:
+            if name in path:
+                raise ValueError(f"arms.{name}.start: arms start from each other, or are matched, in a circle")
+            for needed in self.arms[name].needs:
+                visit(needed, (*path, name))
+
+        for name in self.arms:
+            visit(name, ())
 
     def training_of(self, arm: str) -> Training:
         """Return the training recipe of an arm: the experiment's, with what the arm overrides."""

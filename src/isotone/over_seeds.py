@@ -20,7 +20,7 @@ from isotone.result_models import (
     SeedDifference,
     SummaryResults,
 )
-from isotone.results import BASELINE, conclusions, correct, differences_between_arms, primary_variant
+from isotone.results import BASELINE, conclusions, correct, differences_between_arms, missed, primary_variant
 
 Json = dict[str, Any]
 Quantities = Mapping[str, Mapping[Key, Quantity]]
@@ -65,7 +65,11 @@ def build_summary(experiment: Experiment, found: Mapping[int, SeedFindings]) -> 
         pooled=[PooledMeasurement(**entry) for entry in pooled],
         arms={arm: _arm(arm, finals, pooled) for arm in arms},
         comparisons=[ComparisonOverSeeds(**entry, by_seed=_by_seed(entry, finals)) for entry in compared],
-        conclusions=conclusions(compared, variant, margins),
+        conclusions=conclusions(
+            [c for c in compared if not any(missed(f.final.arms[c["a"]].matched_loss) for f in found.values())],
+            variant,
+            margins,
+        ),
         differences_between_arms=differences_between_arms(experiment),
         not_pooled=list(_not_pooled(arms, found)),
     )
@@ -162,6 +166,7 @@ def _arm(arm: str, finals: Mapping[int, FinalResults], pooled: Sequence[Json]) -
         triggers=triggers,
         certificate=_certificate({seed: result.certificate for seed, result in of_seeds.items()}),
         training={str(seed): result.training for seed, result in of_seeds.items()},
+        matched_loss={str(seed): found for seed, result in of_seeds.items() if (found := result.matched_loss)},
     )
 
 

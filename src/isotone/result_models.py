@@ -110,6 +110,9 @@ class ArmResult(_Result):
     certificate: dict[str, Any] | None
     training: dict[str, Any] | None
     """None for an arm that is not trained."""
+    matched_loss: dict[str, Any] | None = None
+    """Of a matched-loss control: ``target``, ``reached`` (nats per scored token on search documents), ``parameter``,
+    ``reachable`` and, where it is false, ``reason``: then nothing follows from the arm."""
 
 
 class FinalResults(_Result):
@@ -162,6 +165,8 @@ class ArmOverSeeds(_Result):
     """``verdict`` and ``order`` of all seeds (with the seeds, where they differ), and ``by_seed``."""
     training: dict[str, Any]
     """By seed; None for an arm that is not trained."""
+    matched_loss: dict[str, Any] = {}
+    """By seed, for a matched-loss control; empty for other arms."""
 
 
 class SummaryResults(_Result):

@@ -44,6 +44,7 @@ class ArmFindings:
         trigger_rows: the documents' rows.
         certificate: of the exported weights.
         training: what training came to.
+        matched_loss: how near a matched-loss control came to the loss that it was to meet; None for other arms.
     """
 
     evaluation: Mapping[str, Json]
@@ -55,6 +56,7 @@ class ArmFindings:
     trigger_rows: Sequence[Row] = ()
     certificate: Json | None = None
     training: Json | None = None
+    matched_loss: Json | None = None
 
 
 def build_final_results(
@@ -103,9 +105,16 @@ def build_final_results(
         ],
         arms={arm: _arm_result(found, variant) for arm, found in findings.items()},
         comparisons=[Comparison(**entry) for entry in comparisons],
-        conclusions=conclusions(comparisons, variant, margins or {}),
+        conclusions=conclusions(
+            [entry for entry in comparisons if not missed(findings[entry["a"]].matched_loss)], variant, margins or {}
+        ),
         differences_between_arms=differences_between_arms(experiment),
     )
+
+
+def missed(matched_loss: Json | None) -> bool:
+    """Tell whether an arm is a matched-loss control whose loss could not be reached: then nothing follows from it."""
+    return matched_loss is not None and not matched_loss["reachable"]
 
 
 def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str, float]) -> list[Conclusion]:
@@ -138,13 +147,15 @@ def primary_variant(experiment: Experiment) -> str:
 
 def differences_between_arms(experiment: Experiment) -> list[Json]:
     """Return every value in which arms are treated differently, by dotted key; of training, where arms are trained."""
-    values: dict[str, Json] = {"start": {}, "train": {}, "constraint": {}}
+    values: dict[str, Json] = {"start": {}, "train": {}, "constraint": {}, "matched_loss": {}}
     for name, arm in experiment.arms.items():
         values["start"][name], values["train"][name] = arm.start, arm.train
         values["constraint"][name] = None
         if arm.constraint:
             given = arm.constraint.model_dump(mode="json", exclude_defaults=True)
             values["constraint"][name] = {"scope": arm.constraint.scope, **given}
+        matched = arm.matched_loss
+        values["matched_loss"][name] = matched.model_dump(mode="json", exclude_defaults=True) if matched else None
         if arm.train:
             for key, value in experiment.training_of(name).model_dump(mode="json").items():
                 values.setdefault(f"training.{key}", {})[name] = value
@@ -227,4 +238,5 @@ def _arm_result(found: ArmFindings, variant: str) -> ArmResult:
         triggers=found.triggers,
         certificate=found.certificate,
         training=found.training,
+        matched_loss=found.matched_loss,
     )

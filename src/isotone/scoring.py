@@ -31,6 +31,7 @@ def token_nll(
     positions: slice | Tensor | None = None,
     past: Any = None,
     inputs_embeds_BLD: Tensor | None = None,
+    labels_BL: Tensor | None = None,
 ) -> Tensor:
     """Return −ln p(x_t | x_<t) of the tokens at ``positions``, nats, fp32 [B, T]; gradients flow to the embeddings.
 
@@ -40,18 +41,19 @@ def token_nll(
 
     Args:
         model: a causal language model with the call signature of transformers.
-        input_ids_BL: token ids; always the labels, also where ``inputs_embeds_BLD`` is given.
+        input_ids_BL: token ids; also the labels, unless ``labels_BL`` is given, and where ``inputs_embeds_BLD`` is.
         positions: indices into L of the scored tokens, each at least 1, the same for all sequences;
             None: all but the first.
         past: key/value cache of what precedes ``input_ids_BL``. The model extends it in place: hand over a copy.
         inputs_embeds_BLD: what the model reads instead of the embeddings of ``input_ids_BL``.
+        labels_BL: the true tokens, where those that the model reads were edited.
 
     Raises:
         ValueError: a position is 0 or outside the sequence.
     """
     index_T = _index(positions, input_ids_BL)
     logits_BTV = _logits(model, input_ids_BL, index_T - 1, past, inputs_embeds_BLD)
-    labels_N = input_ids_BL[:, index_T].flatten()
+    labels_N = (input_ids_BL if labels_BL is None else labels_BL)[:, index_T].flatten()
     parts = [
         F.cross_entropy(rows_CV.float(), labels_C, reduction="none")
         for rows_CV, labels_C in _chunks(logits_BTV, labels_N)

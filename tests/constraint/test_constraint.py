@@ -73,21 +73,26 @@ def test_pairs_that_do_not_fit_are_refused_with_the_reason(parametrization: str,
     model = tiny_model("gpt_neox")
     if (parametrization, initialization) in ALLOWED_PAIRS:
         return
-    assert initialization == "relu"
-    with pytest.raises(UsageError, match="with relu use one of magnitude, projection as parametrization"):
+    fitting = "magnitude, projection" if initialization == "relu" else ".*"
+    fitting = "sign_frozen" if initialization == "unchanged" else fitting
+    with pytest.raises(UsageError, match=f"with {initialization} use one of {fitting} as parametrization"):
         constrain(model, "mlp_both", parametrization, initialization)
 
 
 def test_forbidden_pairs_are_those_of_the_documents() -> None:
     refused = {(p, i) for p in PARAMETRIZATIONS for i in INITIALIZATIONS} - ALLOWED_PAIRS
-    assert refused == {("softplus", "relu"), ("scaled_softplus", "relu"), ("square", "relu")}
+    frozen = {("sign_frozen", i) for i in INITIALIZATIONS} | {(p, "unchanged") for p in PARAMETRIZATIONS}
+    assert refused - frozen == {("softplus", "relu"), ("scaled_softplus", "relu"), ("square", "relu")}
+    assert frozen - refused == {("sign_frozen", "unchanged")}
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_master_gradient_equals_autograd_through_the_map(parametrization: str) -> None:
     """Two micro-batches; the reference differentiates map(V) inside the model with functional_call."""
     model = tiny_model("gpt_neox", torch.float64)
-    constraint = constrain(model, "mlp_both", parametrization, "absolute")
+    constraint = constrain(
+        model, "mlp_both", parametrization, "unchanged" if parametrization == "sign_frozen" else "absolute"
+    )
     masters = constraint.state_dict()
     leaves = {n: masters[n].clone().requires_grad_() for n in constraint.names}
     maps = {
@@ -96,6 +101,7 @@ def test_master_gradient_equals_autograd_through_the_map(parametrization: str) -
         "square": lambda v, s: v**2,
         "magnitude": lambda v, s: v.abs(),
         "projection": lambda v, s: v,
+        "sign_frozen": lambda v, s: v,
     }
     effective = {n: maps[parametrization](v, masters[f"{n}.scale"]) for n, v in leaves.items()}
     for seed in range(2):
@@ -194,3 +200,49 @@ def test_half_precision_weights_get_fp32_masters_unless_asked_otherwise() -> Non
     assert {p.dtype for p in constraint.parameters()} == {torch.float32}
     step(model, constraint, optimizer_of(model, constraint))
     assert constraint.holds()
+
+
+# --- the control that keeps signs ------------------------------------------------------------------------------------
+
+
+def test_frozen_signs_are_kept_through_steps_that_would_flip_them(tmp_path: Path) -> None:
+    """The same steps without the constraint flip many; zeros come and go, but nothing crosses over."""
+    free, model = tiny_model("gpt2"), tiny_model("gpt2")
+    constraint = constrain(model, "mlp_both", "sign_frozen", "unchanged")
+    assert torch.equal(logits(model), logits(free))  # it starts as it is
+    before = {name: w.clone() for name, w in weights_of(model, constraint).items()}
+    optimizer = optimizer_of(model, constraint)
+    free_optimizer = torch.optim.AdamW(free.parameters(), lr=0.05, weight_decay=0.0)
+    for number in range(3):
+        step(model, constraint, optimizer)
+        free(tokens(seed=number), labels=tokens(seed=number)).loss.backward()
+        free_optimizer.step()
+        assert constraint.holds()
+    flipped = {n: (dict(free.named_parameters())[n] * w < 0).sum() for n, w in before.items()}
+    assert all(count > 0 for count in flipped.values())
+    assert all((w * before[n] >= 0).all() for n, w in weights_of(model, constraint).items())
+    assert any((w == 0).any() for w in weights_of(model, constraint).values())
+
+
+def test_frozen_signs_survive_saving_even_of_weights_that_are_zero_now() -> None:
+    model = tiny_model("gpt_neox")
+    constraint = constrain(model, "mlp_in", "sign_frozen", "unchanged")
+    before = {name: w.clone() for name, w in weights_of(model, constraint).items()}
+    for master in constraint.parameters():
+        master.data.zero_()
+    state = {name: value.clone() for name, value in constraint.state_dict().items()}
+    again = tiny_model("gpt_neox", seed=1)
+    restored = restore(again, "mlp_in", "sign_frozen", "unchanged", state)
+    for master in restored.parameters():
+        master.data.fill_(-1.0)
+    restored.push()
+    for name, weight in weights_of(again, restored).items():
+        assert torch.equal(weight == 0, ~torch.signbit(before[name]))
+
+
+def test_a_flipped_sign_is_noticed_when_folding() -> None:
+    model = tiny_model("gpt_neox")
+    constraint = constrain(model, "mlp_in", "sign_frozen", "unchanged")
+    next(iter(constraint.parameters())).data.neg_()
+    with pytest.raises(IsotoneError, match="has left its frozen sign"):
+        fold(model)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS, Parametrization
+from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS, Parametrization, Scale
 
 EVERY = pytest.mark.parametrize("chosen", PARAMETRIZATIONS.values(), ids=PARAMETRIZATIONS)
 
 
-def mapped(chosen: Parametrization, v: torch.Tensor, scale: float) -> torch.Tensor:
+def mapped(chosen: Parametrization, v: torch.Tensor, scale: Scale) -> torch.Tensor:
     w = v.clone()
     chosen.apply_(v, w, scale)
     return w
@@ -18,11 +18,11 @@ def test_inverse_is_within_2e_6_over_ten_decades(
     chosen: Parametrization, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scale is the one of a matrix with this spread; the weights cover 1e-8…1e2."""
-    scale = chosen.scale_for(torch.randn(1000) * spread)
+    scale = 1.0 if chosen.name == "sign_frozen" else chosen.scale_for(torch.randn(1000) * spread)
     monkeypatch.setattr(type(chosen), "scale_for", lambda self, w: scale)
     w = 10 ** torch.linspace(-8, 2, 300_001)
     v, used = chosen.inverse(w.clone())
-    assert used == scale
+    assert torch.equal(torch.as_tensor(used), torch.as_tensor(scale))
     assert ((mapped(chosen, v, used) - w) / w).abs().max() <= 2e-6
 
 
@@ -30,7 +30,7 @@ def test_inverse_is_within_2e_6_over_ten_decades(
 def test_pull_back_is_the_vector_jacobian_product_of_the_map(chosen: Parametrization) -> None:
     """Checked against central differences in fp64, which know nothing of the hand-written derivative."""
     v, grad = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
-    if chosen.name == "projection":
+    if chosen.name in ("projection", "sign_frozen"):
         v = v.abs()  # W itself: inside the cone the map is the identity
     pulled, step = grad.clone(), 1e-6
     chosen.pull_back_(pulled, v, 4.0)
@@ -76,3 +76,13 @@ def test_scaled_softplus_has_a_slope_of_order_one_where_softplus_has_none() -> N
         slopes[name] = float(grad.mean())
     assert slopes["softplus"] == pytest.approx(0.0198, abs=1e-4)
     assert slopes["scaled_softplus"] > 0.5
+
+
+def test_a_frozen_sign_projects_each_entry_to_its_own_side() -> None:
+    chosen = PARAMETRIZATIONS["sign_frozen"]
+    signs = chosen.scale_for(torch.tensor([2.0, -2.0, 2.0, -2.0, 0.0]))
+    w = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0])
+    assert not chosen.contains(w, signs)
+    chosen.apply_(w, w, signs)
+    assert w.tolist() == [1, 0, 0, -1, 0]  # what starts at 0 counts as positive
+    assert chosen.contains(w, signs)

@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 
-from isotone.config import Arm, Constraint, Experiment
+from isotone.config import Arm, Constraint, Experiment, MatchedLoss, Matching
 from isotone.errors import UsageError
 from isotone.pipeline.graph import Graph, Node
 
@@ -52,6 +54,37 @@ def test_the_pretrained_model_itself_can_be_an_arm() -> None:
     graph = Graph(_experiment(pretrained_model=Arm(train=False)))
     assert graph.end_of("pretrained_model") == Node("setup")
     assert graph.needs[Node("evaluate", "pretrained_model")] == (Node("setup"),)
+
+
+def _matched(by: Matching, **more: Any) -> Arm:
+    return Arm(start="baseline", train=False, matched_loss=MatchedLoss(to="monotonic", by=by, **more))
+
+
+def test_a_matched_arm_needs_the_ends_of_both_arms_and_is_a_stage_of_its_own() -> None:
+    graph = Graph(_experiment(cold=_matched("temperature")))
+    assert graph.end_of("cold") == Node("match", "cold")
+    assert graph.needs[Node("match", "cold")] == (Node("setup"), Node("train", "baseline"), Node("train", "monotonic"))
+    assert graph.needs[Node("hotflip", "cold")] == (Node("setup"), Node("match", "cold"))
+    assert (graph.stage_of(Node("match", "cold")), graph.stages["train_cold"]) == ("train_cold", 3)
+
+
+def test_an_arm_that_is_named_before_what_it_is_matched_to_comes_after_it() -> None:
+    arms = {"cold": _matched("temperature"), "baseline": Arm(), "monotonic": Arm(constraint=PUBLISHED)}
+    order = Graph(Experiment(name="x", arms=arms)).nodes
+    assert order.index(Node("match", "cold")) > order.index(Node("train", "monotonic"))
+
+
+def test_a_training_that_is_repeated_needs_its_own_start() -> None:
+    second = Arm(start="baseline")
+    under = Arm(start="second", train=False, matched_loss=MatchedLoss(to="monotonic", by="undertrained"))
+    needs = Graph(_experiment(second=second, under=under)).needs[Node("match", "under")]
+    assert set(needs) == {Node("setup"), *(Node("train", arm) for arm in ("second", "monotonic", "baseline"))}
+
+
+def test_a_constraint_that_is_only_a_start_has_no_node_of_its_own() -> None:
+    graph = Graph(_experiment(free=Arm(constraint=Constraint(recipe="published", enforce=False))))
+    assert Node("constrain", "free") not in graph.needs
+    assert graph.needs[Node("train", "free")] == (Node("setup"),)
 
 
 @pytest.mark.parametrize(("text", "name"), [("0", "setup"), ("3", "train_monotonic"), ("hotflip", "hotflip")])

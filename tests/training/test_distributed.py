@@ -242,11 +242,11 @@ def limit_rows(limit: int, from_call: int = 0) -> None:
     """Let the n-th and later forward passes of this process fail over so many rows."""
     real, calls = loop.token_nll, []
 
-    def limited(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    def limited(model: torch.nn.Module, ids: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
         calls.append(len(ids))
         if len(calls) > from_call and len(ids) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
-        return real(model, ids)
+        return real(model, ids, **options)
 
     loop.token_nll = limited  # type: ignore[assignment]
 

@@ -14,7 +14,7 @@ from isotone.constraint.architectures import architecture_of, projections_of
 from isotone.constraint.calibration import calibrated_shift
 from isotone.constraint.feed_forward import constrained_modules, feed_forwards, matrix
 from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
-from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection
+from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection, Scale
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
 
@@ -48,10 +48,10 @@ class Constraint:
         self._map = PARAMETRIZATIONS[parametrization]
         self._weights = dict(weights)
         self._masters: dict[str, nn.Parameter] = {}
-        self._scales: dict[str, float] = {}
+        self._scales: dict[str, Scale] = {}
         for name, weight in self._weights.items():
             if isinstance(self._map, Projection):
-                self._masters[name], self._scales[name] = weight, 1.0
+                self._masters[name], self._scales[name] = weight, self._map.scale_for(weight.detach())
                 continue
             dtype = master_dtype or torch.promote_types(weight.dtype, torch.float32)
             v, self._scales[name] = self._map.inverse(weight.detach().to(dtype))
@@ -107,6 +107,8 @@ class Constraint:
         """Move the masters; call it beside ``model.to(device)``, before an optimizer is made."""
         for master in self._masters.values():
             master.data = master.data.to(device)
+        for name, scale in self._scales.items():
+            self._scales[name] = scale.to(device) if isinstance(scale, Tensor) else scale
         return self
 
     def follow(self, weights: Mapping[str, nn.Parameter], divide: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -115,7 +117,12 @@ class Constraint:
         Args:
             weights: the model's parameters by name, after they were divided.
             divide: called with a whole master and its divided weight; returns the divided master.
+
+        Raises:
+            UsageError: the signs of weights are frozen; they are not divided.
         """
+        if any(isinstance(scale, Tensor) for scale in self._scales.values()):
+            raise UsageError(f"training.parallel: fsdp does not divide {self.parametrization}; use ddp")
         for name in self._weights:
             weight = self._weights[name] = weights[name]
             is_weight = isinstance(self._map, Projection)
@@ -128,8 +135,11 @@ class Constraint:
         optimizer.register_step_post_hook(lambda *_: self.push())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the masters by name, and each one's scale under NAME.scale (fp64 scalar)."""
-        scales = {name + _SCALE: torch.tensor(s, dtype=torch.float64) for name, s in self._scales.items()}
+        """Return the masters by name, and each one's scale under NAME.scale (fp64 scalar; frozen signs: int8)."""
+        scales = {
+            name + _SCALE: s if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64)
+            for name, s in self._scales.items()
+        }
         return {name: m.detach() for name, m in self._masters.items()} | scales
 
     @torch.no_grad()
@@ -147,12 +157,15 @@ class Constraint:
                 raise IsotoneError(f"saved constraint does not fit this model: {name} is {found}")
         for name, master in self._masters.items():
             master.copy_(state[name])
-            self._scales[name] = float(state[name + _SCALE])
+            scale, now = state[name + _SCALE], self._scales[name]
+            self._scales[name] = scale.to(now.device, copy=True) if isinstance(now, Tensor) else float(scale)
         self.push()
 
     def holds(self) -> bool:
-        """Return whether every effective weight is finite and non-negative (softplus may round to 0 far below)."""
-        return all(bool(((w >= 0) & torch.isfinite(w)).all()) for w in map(_own, self._weights.values()))
+        """Return whether every effective weight is finite and on its side of 0 (softplus may round to 0 far below)."""
+        signs = {name: _own(s) if isinstance(s, Tensor) else 1 for name, s in self._scales.items()}
+        weights = {name: _own(weight) for name, weight in self._weights.items()}
+        return all(bool(((w * signs[n] >= 0) & torch.isfinite(w)).all()) for n, w in weights.items())
 
 
 def constrain(
@@ -200,7 +213,7 @@ def constrain(
             raise UsageError("constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on")
         else:
             calibrated_shift(model, networks, modules, calibration_rows_NL, margin)
-    else:
+    elif initialization != "unchanged":
         _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
     constraint = Constraint(weights, scope, parametrization, initialization, master_dtype)

@@ -23,7 +23,10 @@ def fold(model: ModelT) -> ModelT:
     if constraint is None:
         return model
     if not constraint.holds():
-        raise IsotoneError("fold: a constrained weight is negative or not finite; push() was not called after a step")
+        raise IsotoneError(
+            "fold: a constrained weight is negative or not finite, or has left its frozen sign; push() was not called "
+            "after a step"
+        )
     delattr(model, ATTRIBUTE)
     for parameter in model.parameters():
         parameter.grad = None

@@ -1,7 +1,7 @@
 """Where constrained weights start, and which starts a parametrization can express.
 
 ``absolute`` and ``relu`` look at one matrix; ``shift`` and ``calibrated_shift`` look at the whole model (see their
-modules).
+modules); ``unchanged`` leaves everything as it is, for the control ``sign_frozen``.
 """
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS
 from isotone.errors import UsageError
 
-INITIALIZATIONS = ("absolute", "relu", "shift", "calibrated_shift")
+INITIALIZATIONS = ("absolute", "relu", "shift", "calibrated_shift", "unchanged")
 """Names of the initializations."""
 
 MARGIN = 0.1
@@ -19,6 +19,10 @@ MARGIN = 0.1
 def why_refused(parametrization: str, initialization: str) -> str | None:
     """Return why a pair does not fit, or None where it does."""
     chosen = PARAMETRIZATIONS[parametrization]
+    if parametrization == "sign_frozen" and initialization != "unchanged":
+        return "sign_frozen keeps the signs that the weights have, so they start unchanged"
+    if initialization == "unchanged" and parametrization != "sign_frozen":
+        return f"unchanged leaves negative weights, which {parametrization} cannot hold"
     if initialization != "relu":
         return None  # absolute has next to no zeros, the shifts keep a margin where it is needed
     if not chosen.contains_zero:
@@ -49,7 +53,8 @@ def require_pair(parametrization: str, initialization: str) -> None:
     if reason := why_refused(parametrization, initialization):
         fitting = [p for p in PARAMETRIZATIONS if (p, initialization) in ALLOWED_PAIRS]
         raise UsageError(
-            f"constraint.initialization: {reason}; with relu use one of {', '.join(fitting)} as parametrization"
+            f"constraint.initialization: {reason}; with {initialization} use one of {', '.join(fitting)} as "
+            f"parametrization"
         )
 
 

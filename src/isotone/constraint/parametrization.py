@@ -1,4 +1,4 @@
-"""Ways to keep a weight non-negative; each is one object: map, inverse, membership test, derivative.
+"""Ways to keep a weight non-negative (or its sign); each is one object: map, inverse, membership test, derivative.
 
 Shapes: v and w have any one shape, the same for all arguments of a call. ``apply_`` and ``pull_back_`` run once a step
 over every constrained weight, so they work in place, in one or two kernels, without an autograd graph.
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+Scale = float | Tensor
+"""What a map needs beside V for one matrix: a number, or for ``sign_frozen`` each entry's sign (±1, int8)."""
+
 FLOOR = 1e-8
 """Smallest weight that the inverse of a map without zeros is asked for; below it the slope is lost in rounding."""
 
 
 class Parametrization(abc.ABC):
-    """A map from unconstrained masters V to effective weights W ≥ 0."""
+    """A map from unconstrained masters V to effective weights, which are W ≥ 0 (for ``sign_frozen``: W·sign ≥ 0)."""
 
     name: str
     contains_zero: bool
@@ -28,26 +31,26 @@ class Parametrization(abc.ABC):
         return f"{type(self).__name__}()"
 
     @abc.abstractmethod
-    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+    def apply_(self, v: Tensor, w: Tensor, scale: Scale) -> None:
         """Write map(v) into w, in place."""
 
     @abc.abstractmethod
-    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: Scale) -> None:
         """Turn a gradient with respect to W, in place, into the one with respect to V."""
 
     @abc.abstractmethod
-    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+    def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:
         """Return masters whose map is ``w`` (within 2e-6 relative in fp32 over 1e-8…1e2), and the scale they need.
 
         The inverse is computed in fp64 and rounded once to the dtype of ``w``.
         """
 
-    def contains(self, w: Tensor) -> bool:
+    def contains(self, w: Tensor, scale: Scale = 1.0) -> bool:
         """Return whether every entry is a finite value of the map."""
-        low = w >= 0 if self.contains_zero else w > 0
+        low = w * scale >= 0 if self.contains_zero else w > 0
         return bool((low & torch.isfinite(w)).all())
 
-    def scale_for(self, w: Tensor) -> float:
+    def scale_for(self, w: Tensor) -> Scale:
         """Return the scale that fits a matrix; 1 where the map has none."""
         return 1.0
 
@@ -60,15 +63,15 @@ class Softplus(Parametrization):
     revives_zero = False
 
     @override
-    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+    def apply_(self, v: Tensor, w: Tensor, scale: Scale) -> None:
         torch.ops.aten.softplus.out(v, scale, _THRESHOLD, out=w)
 
     @override
-    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: Scale) -> None:
         torch.ops.aten.softplus_backward.grad_input(grad, v, scale, _THRESHOLD, grad_input=grad)
 
     @override
-    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+    def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:
         scale = self.scale_for(w)
         z = w.double().clamp_min(FLOOR).mul_(scale)
         # ln(e^z − 1), written so that neither a large nor a small z loses digits
@@ -97,15 +100,15 @@ class Square(Parametrization):
     revives_zero = False
 
     @override
-    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+    def apply_(self, v: Tensor, w: Tensor, scale: Scale) -> None:
         torch.mul(v, v, out=w)
 
     @override
-    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: Scale) -> None:
         grad.mul_(v).mul_(2)
 
     @override
-    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+    def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:
         return w.double().sqrt().to(w.dtype), 1.0
 
 
@@ -117,15 +120,15 @@ class Magnitude(Parametrization):
     revives_zero = True
 
     @override
-    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+    def apply_(self, v: Tensor, w: Tensor, scale: Scale) -> None:
         torch.abs(v, out=w)
 
     @override
-    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: Scale) -> None:
         torch.where(v < 0, -grad, grad, out=grad)
 
     @override
-    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+    def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:
         return w.clone(), 1.0
 
 
@@ -137,22 +140,44 @@ class Projection(Parametrization):
     revives_zero = True
 
     @override
-    def apply_(self, v: Tensor, w: Tensor, scale: float) -> None:
+    def apply_(self, v: Tensor, w: Tensor, scale: Scale) -> None:
         w.clamp_min_(0)
 
     @override
-    def pull_back_(self, grad: Tensor, v: Tensor, scale: float) -> None:
+    def pull_back_(self, grad: Tensor, v: Tensor, scale: Scale) -> None:
         """Do nothing: the gradient of V = W is already there."""
 
     @override
-    def inverse(self, w: Tensor) -> tuple[Tensor, float]:
+    def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:
         return w, 1.0
+
+
+class SignFrozen(Projection):
+    """W itself is trained, and clamped at 0 after each step where it has left the sign that it started with.
+
+    A control: the sparser search space and the lost signs' freedom of a constraint, without its order. 0 counts as
+    positive.
+    """
+
+    name = "sign_frozen"
+
+    @override
+    def apply_(self, v: Tensor, w: Tensor, scale: Scale) -> None:
+        w.masked_fill_(w * scale < 0, 0)
+
+    @override
+    def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:
+        return w, self.scale_for(w)
+
+    @override
+    def scale_for(self, w: Tensor) -> Scale:
+        return 1 - 2 * torch.signbit(w).to(torch.int8)
 
 
 _THRESHOLD = 20.0
 """Above it torch's softplus is the identity, exact to 2e-9."""
 
 PARAMETRIZATIONS: dict[str, Parametrization] = {
-    p.name: p for p in (Softplus(), ScaledSoftplus(), Square(), Magnitude(), Projection())
+    p.name: p for p in (Softplus(), ScaledSoftplus(), Square(), Magnitude(), Projection(), SignFrozen())
 }
 """Every parametrization, by its name."""

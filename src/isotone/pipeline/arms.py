@@ -10,13 +10,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from isotone import records
 from isotone.attacks import PrefixProtocol, Vocabulary, Window
 from isotone.config import Constraint as ConstraintConfig
+from isotone.config import MatchedLoss
 from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
 from isotone.data.packed import PackedData, open_packed
 from isotone.determinism import stream_key
+from isotone.matching import divide_logits
 from isotone.models import load_model, load_tokenizer
 from isotone.pipeline.context import Context
 from isotone.pipeline.graph import Node
-from isotone.training import load_weights
+from isotone.training import RandomPrefix, load_weights
 
 
 def load_pretrained(context: Context) -> PreTrainedModel:
@@ -45,7 +47,10 @@ def load_start(context: Context, arm: str) -> PreTrainedModel:
 
 
 def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Constraint | None]:
-    """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none)."""
+    """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none).
+
+    Where the constraint is only a start (``enforce: false``), the model has its weights and is free.
+    """
     model, config = load_start(context, arm), context.experiment.arms[arm].constraint
     if context.experiment.training_of(arm).precision == "pure_bf16":
         model.bfloat16()
@@ -62,6 +67,9 @@ def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Cons
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
     )
+    if not config.enforce:
+        del fold(model).config.isotone  # which would say of an exported folder what is not claimed
+        return model, None
     return model, constraint
 
 
@@ -73,10 +81,21 @@ def load_end(context: Context, arm: str, checkpoint: str) -> PreTrainedModel:
         arm: the arm's name.
         checkpoint: ``last`` or ``best``; the same for an arm that is not trained.
     """
+    if matched := context.experiment.arms[arm].matched_loss:
+        return _load_matched(context, arm, matched)
     model, constraint = start_constrained(context, arm)
     if (folder := end_folder(context, arm, checkpoint)) is not None:
         load_weights(folder, model, constraint)
     return nn.Module.float(fold(model)).eval()  # transformers' own refuses weights that came from a GGUF file
+
+
+def _load_matched(context: Context, arm: str, matched: MatchedLoss) -> PreTrainedModel:
+    """Return a matched-loss control: what it starts from, with the weights that were published for it."""
+    model = load_start(context, arm)
+    if matched.by == "temperature":  # not all of it is in the weights: the head may have been tied, the logits capped
+        divide_logits(model, records.read_json(context.run.node_result(Node("match", arm)))["parameter"])
+    load_weights(context.run.checkpoints(arm) / f"step-{0:08d}", model)
+    return model.eval()
 
 
 def end_folder(context: Context, arm: str, checkpoint: str) -> Path | None:
@@ -85,7 +104,7 @@ def end_folder(context: Context, arm: str, checkpoint: str) -> Path | None:
     if node.kind == "train" and node.arm == arm:
         name = records.read_json(context.run.node_result(node))["checkpoints"][checkpoint]
         return context.run.checkpoints(arm) / name
-    if node == Node("constrain", arm):
+    if node in (Node("constrain", arm), Node("match", arm)):
         return context.run.checkpoints(arm) / f"step-{0:08d}"
     return None
 
@@ -110,6 +129,15 @@ def attack_vocabulary(context: Context, model: PreTrainedModel) -> Vocabulary:
     """Return the tokens that attacks may write."""
     num_embeddings = int(model.get_input_embeddings().weight.size(0))  # type: ignore[operator, union-attr]
     return Vocabulary.from_tokenizer(pinned_tokenizer(context), num_embeddings)
+
+
+def random_prefix(context: Context, arm: str, model: PreTrainedModel) -> RandomPrefix | None:
+    """Return what replaces tokens of an arm's training rows; None where nothing does."""
+    share = context.experiment.training_of(arm).random_prefix
+    if not share:
+        return None
+    tokens_N = attack_vocabulary(context, model).ids_N
+    return RandomPrefix(share, prefix_protocol(context).attackable, tokens_N, context.seed)
 
 
 def first_token(context: Context) -> int | None:

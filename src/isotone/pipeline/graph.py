@@ -34,7 +34,10 @@ class Graph:
         self.needs: dict[Node, tuple[Node, ...]] = {Node("setup"): ()}
         for name in self._arms_in_order():
             arm, before = self._arms[name], self._start_node(name)
-            if arm.constraint:
+            if arm.matched_loss:
+                self._add(Node("match", name), *(self.end_of(other) for other in arm.needs), *self._retrained(name))
+                continue
+            if arm.held:
                 self._add(Node("constrain", name), before)
                 before = Node("constrain", name)
             if arm.train:
@@ -53,13 +56,17 @@ class Graph:
     def end_of(self, arm: str) -> Node:
         """Return the node whose completion gives the arm's final weights."""
         config = self._arms[arm]
+        if config.matched_loss:
+            return Node("match", arm)
         if config.train:
             return Node("train", arm)
-        return Node("constrain", arm) if config.constraint else self._start_node(arm)
+        return Node("constrain", arm) if config.held else self._start_node(arm)
 
     def stage_of(self, node: Node) -> str:
         """Return the name of the stage that runs a node: an arm that starts from another one is all one stage."""
-        if node.kind == "train" or (node.kind == "constrain" and self._arms[node.arm or ""].start != "pretrained"):
+        if node.kind in ("train", "match") or (
+            node.kind == "constrain" and self._arms[node.arm or ""].start != "pretrained"
+        ):
             return f"train_{node.arm}"
         return node.kind
 
@@ -89,18 +96,23 @@ class Graph:
         known = ", ".join(f"{number} {name}" for name, number in self.stages.items())
         raise UsageError(f"there is no stage {text!r}; this experiment has: {known}")
 
-    def _add(self, node: Node, before: Node) -> None:
-        self.needs[node] = (Node("setup"),) if before == Node("setup") else (Node("setup"), before)
+    def _add(self, node: Node, *before: Node) -> None:
+        self.needs[node] = tuple(dict.fromkeys((Node("setup"), *before)))
+
+    def _retrained(self, arm: str) -> tuple[Node, ...]:
+        """Return where the training began that an undertrained arm repeats."""
+        config = self._arms[arm]
+        again = config.matched_loss and config.matched_loss.by == "undertrained"
+        return (self._start_node(config.start),) if again else ()
 
     def _start_node(self, arm: str) -> Node:
         start = self._arms[arm].start
         return Node("setup") if start == "pretrained" else self.end_of(start)
 
     def _arms_in_order(self) -> list[str]:
-        """Return the arms with each one after the arm that it starts from (circles were refused by the schema)."""
+        """Return the arms with each one after those that it is made from (circles were refused by the schema)."""
 
         def depth(name: str) -> int:
-            start = self._arms[name].start
-            return 0 if start == "pretrained" else 1 + depth(start)
+            return max((1 + depth(other) for other in self._arms[name].needs), default=0)
 
         return sorted(self._arms, key=depth)

@@ -239,7 +239,7 @@ def _forget_other_work(context: Context) -> None:
     part = config_slice(context.experiment, context.seed, node)
     identity = {"configuration": records.hash_json(part), "inputs": context.inputs_hash}
     path = run.work(node) / "identity.json"
-    if node.kind in ("evaluate", "triggers", "hotflip") and not (
+    if node.kind in ("match", "evaluate", "triggers", "hotflip") and not (
         path.is_file() and records.read_json(path) == identity
     ):
         for place in run.found_by(node):
@@ -284,7 +284,7 @@ def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> Non
     places = [run.record(node), *run.found_by(node)]
     if node.kind == "setup":
         places += [run.data, run.pinned_model, run.setup / "settings.json"]
-    if node.kind in ("constrain", "train") and node.arm:
+    if node.kind in ("constrain", "train", "match") and node.arm:
         places.append(run.checkpoints(node.arm))
     for place in places:
         if place.exists():

@@ -12,6 +12,9 @@ from pydantic import BaseModel
 from isotone.config import Experiment
 from isotone.pipeline.graph import Node
 
+_MATCHED_BY = {"protocol", "num_search_documents", "batch_documents", "checkpoint"}
+"""What of ``attacks`` a matched loss depends on: where it is measured, and which checkpoints are meant."""
+
 _HARMLESS_TRAINING = {"save_every_steps", "save_every_minutes", "keep_last", "parallel"}
 
 
@@ -25,10 +28,17 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
             constraint = experiment.arms[_arm(node)].constraint
             return {"constraint": _given(constraint), "start": _start(experiment, node), **_machine(experiment)}
         case "train":
-            recipe = experiment.training_of(_arm(node))
             return {
-                "training": {k: v for k, v in _given(recipe).items() if k not in _HARMLESS_TRAINING},
+                **_training(experiment, _arm(node)),
                 "start": _start(experiment, node),
+                "seed": seed,
+                **_machine(experiment),
+            }
+        case "match":
+            return {
+                **_matched(experiment, _arm(node)),
+                "start": _start(experiment, node),
+                "attacks": {k: v for k, v in _given(attacks).items() if k in _MATCHED_BY},
                 "seed": seed,
                 **_machine(experiment),
             }
@@ -46,6 +56,29 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
                 "seed": seed,
             }
     raise AssertionError(f"no slice for {node}")
+
+
+def _training(experiment: Experiment, arm: str) -> dict[str, Any]:
+    """Return what decides an arm's training but for where it starts; what is at its default is in no record."""
+    recipe, config = experiment.training_of(arm), experiment.arms[arm]
+    found: dict[str, Any] = {"training": {k: v for k, v in _given(recipe).items() if k not in _HARMLESS_TRAINING}}
+    if recipe.random_prefix:
+        found["prefix"] = experiment.attacks.protocol.prefix
+    if config.constraint and not config.held:  # no node of its own has answered for where it starts
+        found["constraint"] = _given(config.constraint)
+    return found
+
+
+def _matched(experiment: Experiment, arm: str) -> dict[str, Any]:
+    config, matched = experiment.arms[arm], experiment.arms[arm].matched_loss
+    assert matched is not None  # the graph has this node for matched arms only
+    target = experiment.arms[matched.to].constraint
+    found: dict[str, Any] = {"matched_loss": _given(matched)}
+    if matched.by == "noise" and target:
+        found["scope"] = target.scope
+    if matched.by == "undertrained":
+        found |= _training(experiment, config.start)
+    return found
 
 
 def _given(part: BaseModel | None) -> dict[str, Any]:

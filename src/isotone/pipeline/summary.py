@@ -94,6 +94,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
         trigger_rows=_rows(run, Node("triggers", arm)),
         certificate=result.certificate,
         training=result.training,
+        matched_loss=result.matched_loss,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from isotone.comparisons import PREFIX, PREPENDED
 from isotone.report.tables import interval, number, p_value, share, signed, with_interval
-from isotone.result_models import Comparison, FinalResults, Measurement, PooledMeasurement, SummaryResults
+from isotone.result_models import ArmResult, Comparison, FinalResults, Measurement, PooledMeasurement, SummaryResults
 
 Measured = Measurement | PooledMeasurement
 
@@ -37,6 +37,11 @@ def _text(title: str, results: FinalResults | SummaryResults, measured: Sequence
         title,
         _block("Conclusions", [line for c in results.conclusions for line in _wrapped(c.sentence)] or ["none"]),
         _block("Clean text", _clean_table(results, measured)),
+        *(
+            [_block("Matched loss (nats per scored token, search documents)", lines)]
+            if (lines := _matched(results))
+            else []
+        ),
         _block("Attacks (95 % intervals in brackets; Δ in nats per scored token)", _attack_table(measured)),
         _block("Compared with the baseline (confirmatory; p after Holm)", _comparison_table(results.comparisons)),
         *more,
@@ -75,6 +80,22 @@ def _clean_table(results: FinalResults | SummaryResults, measured: Sequence[Meas
             [arm, _figure(by_metric.get("perplexity"), 2), _figure(by_metric.get("bits_per_byte")), str(n), verdict]
         )
     return _aligned(rows)
+
+
+def _matched(results: FinalResults | SummaryResults) -> list[str]:
+    """Return a line for each matched-loss control, of several seeds one for each."""
+    lines = []
+    for arm, found in results.arms.items():
+        one = {"": found.matched_loss} if isinstance(found, ArmResult) else found.matched_loss
+        for seed, entry in one.items():
+            if entry:
+                name = f"{arm}, seed {seed}" if seed else arm
+                reached = f"{number(entry['reached'])} for the {number(entry['target'])} of {entry['to']}"
+                rest = f"{entry['by']}, {number(entry['parameter'])}"
+                if not entry["reachable"]:
+                    rest = f"not reachable, so nothing follows from this arm: {entry['reason']}"
+                lines += textwrap.wrap(f"{name}: {reached} ({rest})", 110, subsequent_indent="  ")
+    return lines
 
 
 def _attack_table(measured: Sequence[Measured]) -> list[str]:

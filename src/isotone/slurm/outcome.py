@@ -27,6 +27,8 @@ _CONTINUES = 75
 """Exit code of a run that stopped safely."""
 _KILLED = 128
 """Exit codes from here on are signals."""
+_NO_PROGRESS = ("identity.json", "attempt.json")
+"""Written by every start, however little it does."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def progress(run: RunDirectory, nodes: list[Node]) -> str:
         if node.kind == "setup":
             places.append(run.setup)
         for file in (f for place in places for f in ([place] if place.is_file() else place.rglob("*"))):
-            if file.is_file() and file.name != "identity.json" and "leases" not in file.parts:
+            if file.is_file() and file.name not in _NO_PROGRESS and "leases" not in file.parts:
                 found[run.relative(file)] = _content(file)
         if node.arm and node.kind in ("train", "constrain"):
             found[str(node)] = sorted(p.name for p in run.checkpoints(node.arm).glob("step-*"))

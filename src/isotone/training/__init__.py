@@ -4,6 +4,16 @@ from isotone.training.budget import Budget
 from isotone.training.checkpoint import load_weights, read_checkpoint, save_initial
 from isotone.training.loop import Trainer
 from isotone.training.memory import MicroBatchLedger
+from isotone.training.random_prefix import RandomPrefix
 from isotone.training.result import TrainResult
 
-__all__ = ["Budget", "MicroBatchLedger", "TrainResult", "Trainer", "load_weights", "read_checkpoint", "save_initial"]
+__all__ = [
+    "Budget",
+    "MicroBatchLedger",
+    "RandomPrefix",
+    "TrainResult",
+    "Trainer",
+    "load_weights",
+    "read_checkpoint",
+    "save_initial",
+]

@@ -64,6 +64,7 @@ class Trainer:
         autocast: compute in bf16, keep weights as they are.
         progress: called after every step with the step and a short text.
         team: the processes that share the work, each with a trainer of its own; this one alone unless given.
+        edit: returns what the model reads in the place of a step's rows, which stay the labels; None: the rows.
 
     Raises:
         UsageError: the data has fewer rows than one effective batch, or the processes cannot share one evenly.
@@ -86,10 +87,11 @@ class Trainer:
         autocast: bool = False,
         progress: Callable[[int, str], None] | None = None,
         team: Team = ALONE,
+        edit: Callable[[Tensor, int], Tensor] | None = None,
     ):
         self.model, self.recipe, self.constraint, self.seed = model, recipe, constraint, seed
         self.team, self.stop = team, team.stop_flag(stop)
-        self.budget, self.autocast, self.progress = budget or Budget(), autocast, progress
+        self.budget, self.autocast, self.progress, self.edit = budget or Budget(), autocast, progress, edit
         self.batches = Batches(data, recipe, seed)
         self.batches.require_shares(team.size)
         self.total_steps = self.batches.total_steps
@@ -127,8 +129,11 @@ class Trainer:
 
     # --- the course of a run -----------------------------------------------------------------------------------------
 
-    def run(self) -> TrainResult:
+    def run(self, until: int | None = None) -> TrainResult:
         """Train from the newest checkpoint on; return at the target or at a safe stop, with everything saved.
+
+        Args:
+            until: step at which to return before the target, whose schedule holds; call again to go on.
 
         Raises:
             DiskFullError: a save found no space; the checkpoint before it is intact.
@@ -140,7 +145,7 @@ class Trainer:
         try:
             self._saved_at = time.monotonic()
             self._begin_training_mode()
-            reason = self._train()
+            reason = self._train(self.total_steps if until is None else until)
             self._save_if_new()
         except Exception as error:
             if (lost := self.team.lost_peer(error)) is None:
@@ -153,14 +158,14 @@ class Trainer:
         self.model.eval()
         return self.team.first(lambda: self._result(reason))
 
-    def _train(self) -> str | None:
-        """Alternate boundaries and steps; return why it ended, None at the target."""
+    def _train(self, until: int) -> str | None:
+        """Alternate boundaries and steps; return why it ended, None at the step to go to."""
         while True:
             if self._validation_is_due() and not self._with_less_memory(self._validate):
                 return self.stop.requested
             if self.team.first(self._save_is_due):
                 self._save_if_new()
-            if self.step == self.total_steps:
+            if self.step >= until:
                 return None
             if reason := self.stop.requested or self._why_budget_ends():
                 return reason
@@ -205,15 +210,17 @@ class Trainer:
         """
         self._forget_gradients()
         ids_BL = self.batches.at(self.step)
+        read_BL = self.edit(ids_BL, self.step) if self.edit else ids_BL
         num_labels = ids_BL.shape[0] * (ids_BL.shape[1] - 1)
-        parts = self.team.share_of(ids_BL).to(self.device).split(self.micro_batch.rows)
+        shares = (self.team.share_of(rows).to(self.device).split(self.micro_batch.rows) for rows in (read_BL, ids_BL))
+        parts = list(zip(*shares, strict=True))
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
-        for number, part_BL in enumerate(parts, self.team.rank * len(parts)):
+        for number, (part_BL, labels_BL) in enumerate(parts, self.team.rank * len(parts)):
             if self.stop.requested:
                 return None
             seed_streams(self.seed, "train", self.step, number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                part_loss = token_nll(self.model, part_BL).sum() / num_labels
+                part_loss = token_nll(self.model, part_BL, labels_BL=labels_BL).sum() / num_labels
             self.micro_batch.watch()  # here activations are in memory
             part_loss.backward()
             loss += part_loss.detach()

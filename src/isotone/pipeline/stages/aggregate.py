@@ -83,6 +83,7 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         trigger_rows=trigger_rows,
         certificate=evaluation["certificate"],
         training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
+        matched_loss=_result(context, Node("match", arm)) if context.experiment.arms[arm].matched_loss else None,
     )
 
 

@@ -59,6 +59,6 @@ def _evaluate(context: Context, name: str, folder: Path | None) -> dict[str, Any
         )
     if name == context.experiment.attacks.checkpoint:
         records.write_bytes(context.run.documents(context.node), records.dump_json_lines(rows))
-    constraint = context.arm.constraint
-    certificate = certify(model, scope=constraint.scope).to_dict() if constraint else None
+    scope = context.arm.certified_scope
+    certificate = certify(model, scope=scope).to_dict() if scope else None
     return {"checkpoint": folder.name if folder else "start", "certificate": certificate, **summarize(rows)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from isotone import records
 from isotone.data.packed import open_packed
 from isotone.errors import Stopped
-from isotone.pipeline.arms import start_constrained
+from isotone.pipeline.arms import random_prefix, start_constrained
 from isotone.pipeline.context import Context
 from isotone.pipeline.slices import config_slice
 from isotone.training import Trainer, TrainResult
@@ -35,6 +35,7 @@ def run(context: Context) -> list[Path]:
         identity={"configuration": records.hash_json(part), "start": context.inputs_hash},
         autocast=recipe.precision == "bf16",
         team=context.team,
+        edit=random_prefix(context, context.arm_name, model),
     )
     if context.team.is_first:
         with context.progress(trainer.total_steps, "step") as bar:
