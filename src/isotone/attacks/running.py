@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from isotone.attacks.interface import DocumentAttack, Problem, State
-from isotone.attacks.judging import Row, judge, missing
+from isotone.attacks.judging import Row, judge, judge_perturbed, missing
+from isotone.attacks.pgd import spread
 from isotone.attacks.protocol import PrefixProtocol, Window
 from isotone.attacks.scoring import Target, frozen
 from isotone.attacks.vocabulary import Vocabulary
@@ -114,17 +115,24 @@ def replay(
 
 
 def _finish(attack: DocumentAttack, problem: Problem, batch: list[Window], state: State, first: int) -> list[Row]:
-    judged = judge(problem, batch, state["best_BL"], attack.edits_scored)
     rows = []
-    for index, figures in enumerate(judged):
+    for index, figures in enumerate(judged(attack, problem, batch, state)):
         if figures["status"] == "ok" and not bool(state["finite_B"][index]):
-            figures = missing("a loss during the attack was not a finite number")
+            marks = {"upper_bound": True} if attack.upper_bound else {}
+            figures = missing("a loss during the attack was not a finite number") | marks
         head = {"index": first + index, "id": batch[index].id, "attack": attack.name, "variant": attack.variant}
         row = head | figures | {"spent_tokens": int(state["spent_B"][index])}
         if figures["status"] == "ok":
             row |= _details(state, index)
         rows.append(row)
     return rows
+
+
+def judged(attack: DocumentAttack, problem: Problem, batch: list[Window], state: State) -> list[Row]:
+    """Return the figures of what an attack hands over, as the one judge sees it."""
+    if attack.upper_bound:
+        return judge_perturbed(problem, batch, spread(state, "best_perturbation_BKD"))
+    return judge(problem, batch, state["best_BL"], attack.edits_scored)
 
 
 def _details(state: State, index: int) -> dict[str, Any]:
