@@ -160,6 +160,9 @@ def _arm(arm: str, finals: Mapping[int, FinalResults], pooled: Sequence[Json]) -
         bits_per_byte=_value(of_arm, Key("bits_per_byte")),
         hotflip=hotflip,
         triggers=triggers,
+        attacks={
+            name: _attack_entry(of_arm, entry["attack"], entry["variant"]) for name, entry in first.attacks.items()
+        },
         certificate=_certificate({seed: result.certificate for seed, result in of_seeds.items()}),
         training={str(seed): result.training for seed, result in of_seeds.items()},
     )

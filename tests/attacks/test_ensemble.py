@@ -32,9 +32,7 @@ def test_what_one_attack_could_not_say_the_ensemble_does_not() -> None:
 
 
 def test_upper_bounds_and_edits_of_scored_tokens_are_no_members() -> None:
-    bound, published = rows("pgd", [9.0, 9.0], upper_bound=True), rows("hotflip", [9.0, 9.0])
-    for row in published:
-        del row["delta_nats"]
+    bound, published = rows("pgd", [9.0, 9.0], upper_bound=True), rows("hotflip", [None, None], variant="published")
     assert not is_member(bound)
     assert not is_member(published)
     assert [row["delta_nats"] for row in worst_case([bound, published, rows("a", [1.0, 2.0])])] == [1, 2]

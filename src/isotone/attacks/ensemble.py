@@ -11,7 +11,7 @@ ENSEMBLE, WORST_CASE = "ensemble", "worst_case"
 
 def is_member(rows: Sequence[Row]) -> bool:
     """Say whether an attack's rows count: it edits tokens, none of them scored, and is no upper bound."""
-    return not any(row.get("upper_bound") or (row["status"] == "ok" and "delta_nats" not in row) for row in rows)
+    return not any(row.get("upper_bound") or row["variant"] == "published" for row in rows)
 
 
 def worst_case(attacks: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:

@@ -84,6 +84,8 @@ def replay(
     edits: Mapping[str, Iterable[Sequence[int]]],
     protocol: PrefixProtocol | None = None,
     *,
+    log: JsonLines | None = None,
+    stop: StopFlag | None = None,
     batch_documents: int = 8,
     batch_size: int = 16,
 ) -> list[Row]:
@@ -97,20 +99,27 @@ def replay(
         protocol: as for ``run_documents``, as are the other arguments.
 
     Raises:
+        Stopped: a stop was requested; finished batches are in the log.
         IsotoneError: an edit's old token is not the document's: these are not the documents that were attacked.
     """
     protocol = protocol or PrefixProtocol()
-    rows: list[Row] = []
+    rows = continue_rows(log, "replay", "replay", windows)
     with frozen(model):
         problem = Problem(Target(model, protocol.scored, batch_size), protocol, vocabulary)
-        for first in range(0, len(windows), batch_documents):
+        for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
+            if stop is not None:
+                stop.check(f"replay after {len(rows)} of {len(windows)} documents")
             batch = list(windows[first : first + batch_documents])
+            fresh: list[Row] = []
             attacked_BL = torch.stack([_edited(window, edits.get(window.id, ())) for window in batch])
             for index, row in enumerate(judge(problem, batch, attacked_BL), first):
                 figures = row if windows[index].id in edits else missing("there are no edits to replay")
-                rows.append(
-                    {"index": index, "id": windows[index].id, "attack": "replay", "variant": "replay"} | figures
-                )
+                head = {"index": index, "id": windows[index].id, "attack": "replay", "variant": "replay"}
+                fresh.append(head | figures)
+            fresh = fresh[len(rows) - first :]
+            if log is not None:
+                log.append(*fresh)
+            rows += fresh
     return rows
 
 
