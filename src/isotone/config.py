@@ -290,6 +290,31 @@ class Attacks(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _budget_buys_a_round_of_each(self) -> "Attacks":
+        budget = self.budget_tokens
+        for key, least in self._least_tokens().items():
+            if budget is not None and budget < least:
+                raise ValueError(
+                    f"budget_tokens: {budget} tokens a document do not buy one round of {key}; "
+                    f"at least {least} are needed"
+                )
+        return self
+
+    def _least_tokens(self) -> dict[str, int]:
+        """Return by key what an attack spends on a document at least, in tokens as attacks/budget.py counts them."""
+        flips, width, methods = self.hotflip.flips, self.hotflip.beam_width, self.hotflip.methods
+        lengths = {f"hotflip.methods {name}": 4 * flips for name in ("iterative", "shuffled") if name in methods}
+        if "beam" in methods:
+            lengths["hotflip.methods beam"] = 3 * (1 + (flips - 1) * width) + flips * width
+        if self.gcg is not None:
+            lengths["gcg"] = 3 + self.gcg.candidates
+        if self.coordinate is not None:
+            lengths["coordinate"] = 1 + self.coordinate.candidates
+        if self.pgd is not None:
+            lengths["pgd"] = 3
+        return {key: number * self.protocol.length for key, number in lengths.items()}
+
 
 class Runtime(Part):
     """How the machine is used. auto values are resolved once, at the first start of a run, and kept."""

@@ -52,15 +52,13 @@ def run(context: Context) -> list[Path]:
 
 def _attack(config: Attacks, kind: str, seed: int, data: PackedData, num_embeddings: int) -> DocumentAttack:
     flips, budget = config.hotflip.flips, config.budget_tokens
-    if config.gcg is not None and kind == "gcg":
-        part = config.gcg.model_dump()
-        return GCG(flips=flips, budget_tokens=budget, seed=seed, **part)
-    if config.coordinate is not None and kind == "coordinate":
-        part = config.coordinate.model_dump()
-        return CoordinateSearch(flips=flips, budget_tokens=budget, seed=seed, **part)
-    if config.pgd is not None and kind == "pgd":
-        return EmbeddingPGD(flips=flips, budget_tokens=budget, **config.pgd.model_dump())
-    if config.frequency is not None and kind == "frequency":
+    if (gcg := config.gcg) is not None and kind == "gcg":
+        return GCG(flips, gcg.top_k, gcg.candidates, gcg.steps, budget_tokens=budget, seed=seed)
+    if (coordinate := config.coordinate) is not None and kind == "coordinate":
+        return CoordinateSearch(flips, coordinate.candidates, coordinate.rounds, budget_tokens=budget, seed=seed)
+    if (pgd := config.pgd) is not None and kind == "pgd":
+        return EmbeddingPGD(flips, pgd.steps, pgd.radius, budget_tokens=budget)
+    if (frequency := config.frequency) is not None and kind == "frequency":
         counts_V = token_counts(data.documents("attack_search"), num_embeddings)
-        return FrequencyEdits(flips=flips, draws=config.frequency.draws, seed=seed, counts_V=counts_V)
+        return FrequencyEdits(flips, frequency.draws, seed=seed, counts_V=counts_V)
     raise AssertionError(f"attacks.{kind} is not configured")
