@@ -8,7 +8,7 @@
 nanoGCG is not installed into isotone's environment, since it asks for other versions of what that has:
 ``pip install --no-deps nanogcg==0.3.0 --target FOLDER``. Rivals work in turns (A B A B) on one thread, so that a
 machine that slows down slows both; times are the process's own CPU seconds, and ratios are medians of the turns'.
-Everything but ``memory`` is on the bundled model and random documents of its vocabulary.
+Everything but ``memory`` is on the bundled model: ``plain`` on random tokens, ``triggers`` on the bundled corpus.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from oracle import pocket_windows
 from rivals import plain_hotflip
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=256)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--proposals", type=int, default=3000)
+    parser.add_argument("--data", type=Path, default=Path("/tmp/isotone-oracle"), help="where the corpus is packed")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluate", type=int, help="memory: stop after so many of the candidates")
     args = parser.parse_args()
@@ -144,7 +146,7 @@ class Lowered(Target):
 
 def triggers(args: argparse.Namespace) -> None:
     """Compare with hill climbing over random proposals, in tokens until its loss is reached."""
-    model, windows = pocket(), random_windows(16, 136)
+    model, windows = pocket(), pocket_windows(args.data, 16)
     vocabulary = Vocabulary.all_ids(model.config.vocab_size)
     ratios = []
     for seed in range(args.seeds):
