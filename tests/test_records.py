@@ -366,8 +366,13 @@ def test_a_read_only_folder_is_the_users_to_change(tmp_path: Path, monkeypatch: 
 
 def test_a_file_where_a_folder_should_be_is_the_users_to_change(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("no folder")
-    with pytest.raises(UsageError, match=r"runs is no folder.*--out"):
-        records.write_bytes(tmp_path / "runs/name/seed-1/config.yaml", b"x")
+    where = tmp_path / "runs/name/seed-1"
+    with pytest.raises(UsageError, match=r"runs.* cannot be written \(Not a directory\).*--out"):
+        records.write_bytes(where / "config.yaml", b"x")
+    with pytest.raises(UsageError, match="--out"):
+        records.make_folder(where)
+    with pytest.raises(UsageError, match="--out"), records.locked(where / ".lock"):
+        pass
 
 
 def test_setting_aside_keeps_every_copy(tmp_path: Path) -> None:

@@ -381,16 +381,41 @@ def tensors_from_file(path: Path | str, device: str = "cpu") -> dict[str, Any]:
 
 
 def make_folder(path: Path | str) -> None:
-    """Make a folder and the folders above it, each with a durable name."""
+    """Make a folder and the folders above it, each with a durable name.
+
+    Raises:
+        UsageError: it cannot be made there.
+    """
     path = Path(path)
-    if path.is_dir():
-        return
-    make_folder(path.parent)
+    with _storage_errors(path):
+        if path.is_dir():
+            return
+        make_folder(path.parent)
+        try:
+            path.mkdir(exist_ok=True)
+        except FileExistsError as error:  # a file has the name
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold a lock file while the block runs; it waits for whoever holds it.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    from filelock import FileLock
+
+    path = Path(path)
+    lock = FileLock(path)
+    with _storage_errors(path):
+        make_folder(path.parent)
+        lock.acquire()
     try:
-        path.mkdir(exist_ok=True)
-    except FileExistsError as error:  # a file has the name
-        raise NotADirectoryError(errno.ENOTDIR, f"{path} is no folder") from error
-    sync_folder(path.parent)
+        yield
+    finally:
+        lock.release()
 
 
 def sync_folder(path: Path | str) -> None:

@@ -244,13 +244,8 @@ def test_the_shifted_twin_is_the_baseline(tmp_path: Path) -> None:
 def test_a_gated_model_goes_through_every_stage_and_is_said_not_to_be_monotone(tmp_path: Path) -> None:
     """Llama's architecture: non-negative weights do not make a gated network with SiLU monotone."""
     torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, max_position_embeddings=256, **shape))
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, num_hidden_layers=2, num_attention_heads=2, **shape))
     save_model(model, load_tokenizer("pocket"), tmp_path / "llama")
     change = "{baseline: {}, monotonic: {constraint: {recipe: published, scope: gated_updown}}}"
     done = run(tmp_path, "--set", f"model.source={tmp_path / 'llama'}", "--set", f"arms={change}")

@@ -29,7 +29,9 @@ class HotFlip(DocumentAttack):
         method: once or iterative.
         candidates: exactly evaluated pairs a round; iterative only.
         per_position: most candidates at one position, so that one large gradient does not take them all; more where
-            there are too few positions. On search documents of the pocket model 2 found 3 % more than no bound.
+            there are too few positions. It decides little: on the 24 search documents of the pocket run's baseline (8
+            candidates) 1 found 2.9 % more, 2 1.0 % less and 4 3.3 % less than no bound; every interval of the
+            difference includes 0 (benchmarks/hotflip_candidates.py).
         budget_tokens: of a document; its rounds then evaluate as many candidates as it buys, whatever ``candidates``
             says. None: no bound. ``once`` is reported at its own cost.
     """

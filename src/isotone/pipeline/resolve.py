@@ -5,8 +5,6 @@ They decide bits. A resume that would change one is refused; a resume that says 
 
 from typing import Any
 
-from filelock import FileLock
-
 from isotone import records
 from isotone.config import Experiment
 from isotone.config_io import dump_yaml, load_experiment
@@ -30,8 +28,7 @@ def resolve(experiment: Experiment, run: RunDirectory, *, computes: bool = True)
     Raises:
         UsageError: a value given now differs from the one decided when the run began; names the key and both values.
     """
-    records.make_folder(run.root)
-    with FileLock(run.root / ".config.lock"):
+    with records.locked(run.root / ".config.lock"):
         if run.config.is_file():
             experiment = as_decided(experiment, load_experiment(str(run.config), []))
         if computes:
