@@ -210,3 +210,32 @@ def test_a_control_that_could_not_be_drawn_has_no_figure() -> None:
     assert found["delta_minus_shift"]["value"] is None
     assert found["delta_minus_shift"]["num_missing"] == 1
     assert found["delta_nll"]["budget"] == 5000
+
+
+def test_a_tenth_of_the_budget_counts_what_was_found_by_then() -> None:
+    def row(name: str, progress: list[list[float]] | None) -> dict:
+        return {
+            "id": name, "attack": "gcg", "variant": "top_k", "status": "ok", "scored_tokens": 2, "delta_nats": 3.0,
+            "clean_nll": [1.0, 1.0], "attacked_nll": [2.0, 3.0], "top1": {"clean": 0, "attacked": 0},
+            "round_trip": True, "text_space": None, "spent_tokens": 90, "published_accounting": {"degradation": 0.1},
+        } | ({} if progress is None else {"progress": progress})  # fmt: skip
+
+    rows = [row("a", [[5, 2.5], [10, 3.0], [50, 5.0]]), row("b", [[20, 5.0]])]
+    found = {
+        q.key.metric: q for q in attack_quantities(rows, threshold=None, published_success=0.15, budget_tokens=100)
+    }
+    assert found["delta_nll_at_10_percent"].sums == {"a": 1.0, "b": 0.0}
+    assert found["delta_nll_at_10_percent"].budget == 10
+    without = attack_quantities(rows, threshold=None, published_success=0.15)
+    assert "delta_nll_at_10_percent" not in {q.key.metric for q in without}
+
+
+def test_an_upper_bound_has_figures_of_the_primary_protocol_only() -> None:
+    bound = {
+        "id": "a", "attack": "pgd", "variant": "l2", "status": "ok", "upper_bound": True, "scored_tokens": 2,
+        "delta_nats": 3.0, "clean_nll": [1.0, 1.0], "attacked_nll": [2.0, 3.0], "top1": {"clean": 1, "attacked": 0},
+        "spent_tokens": 90,
+    }  # fmt: skip
+    found = attack_quantities([bound], threshold=1.0, published_success=0.15)
+    assert {q.key.protocol for q in found} == {"prefix"}
+    assert {q.key.metric for q in found} >= {"delta_nll", "success_rate", "top1_change"}

@@ -123,3 +123,27 @@ def test_no_seed_is_given_twice() -> None:
 def test_a_tenth_of_an_epoch_is_exactly_a_tenth() -> None:
     assert epochs_as_fraction(0.1) == Fraction(1, 10)
     assert epochs_as_fraction(1e-4) == Fraction(1, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("part", "least"),
+    [
+        ({"hotflip": {"flips": 2}}, 8),
+        ({"hotflip": {"flips": 2, "beam_width": 3, "methods": ["beam"]}}, 3 * 4 + 6),
+        ({"hotflip": {"methods": ["once"]}, "gcg": {"candidates": 5}}, 8),
+        ({"hotflip": {"methods": ["once"]}, "coordinate": {"candidates": 5}}, 6),
+        ({"hotflip": {"methods": ["once"]}, "pgd": {}}, 3),
+    ],
+)
+def test_a_budget_that_buys_no_round_is_refused_before_anything_runs(part: dict, least: int) -> None:
+    protocol = {"prefix": 10, "gap": 2, "continuation": 12}
+    with pytest.raises(ValidationError, match=f"do not buy one round of .*; at least {24 * least} are needed"):
+        Attacks.model_validate({**part, "protocol": protocol, "budget_tokens": 24 * least - 1})
+    Attacks.model_validate({**part, "protocol": protocol, "budget_tokens": 24 * least})
+
+
+def test_a_control_alone_is_no_method_to_conclude_from() -> None:
+    with pytest.raises(ValidationError, match="shuffled is a control; add once, iterative or beam"):
+        Attacks.model_validate({"hotflip": {"methods": ["shuffled"]}})
+    with pytest.raises(ValidationError, match=r"hotflip.candidates: 3 are fewer than the 4 beams"):
+        Attacks.model_validate({"hotflip": {"methods": ["beam"], "candidates": 3}})

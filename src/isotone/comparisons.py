@@ -24,6 +24,9 @@ PREPENDED = "prepended"
 """Protocols: primary, the same with the attacked ids decoded and encoded again, secondary, published accounting;
 and the triggers' own, which scores the text behind the trigger."""
 
+AT_TENTH = "delta_nll_at_10_percent"
+"""What an attack had found with a tenth of its budget."""
+
 PER_TOKEN = "nats per token"
 SHARE = "share of documents"
 
@@ -181,16 +184,22 @@ def evaluation_quantities(rows: Iterable[Row]) -> list[Quantity]:
     ]
 
 
-def attack_quantities(rows: Sequence[Row], *, threshold: float | None, published_success: float) -> list[Quantity]:
+def attack_quantities(
+    rows: Sequence[Row], *, threshold: float | None, published_success: float, budget_tokens: int | None = None
+) -> list[Quantity]:
     """Return the quantities of one attack variant on one arm, from the rows of ``isotone.attacks``.
+
+    Of an upper bound, which has no text, only those of the primary protocol.
 
     Args:
         rows: one a document, all of the same attack and variant.
         threshold: nats per scored token above which a document counts as a success; None: no success rate.
         published_success: relative increase of the mean loss that the published accounting calls a success.
+        budget_tokens: what an attack may spend on a document; then what it found with a tenth of it is given too.
     """
     if not rows:
         return []
+    has_text = not any(row.get("upper_bound") for row in rows)
     ok = {row["id"]: row for row in rows if row["status"] == "ok"}
     primary = {d: row for d, row in ok.items() if "delta_nats" in row}  # absent where scored tokens were edited
     found: list[Quantity] = []
@@ -206,7 +215,13 @@ def attack_quantities(rows: Sequence[Row], *, threshold: float | None, published
         if threshold is not None:
             success = {d: (nats / n > threshold, 1) for d, (nats, n) in delta.items()}
             found.append(_quantity(rows, "success_rate", PREFIX, SHARE, success, binary=True, threshold=threshold))
-        found.append(_quantity(rows, "delta_nll", TEXT_SPACE, PER_TOKEN, _in_text_space(primary)))
+        if budget_tokens is not None and any("progress" in row for row in primary.values()):
+            early = {d: (_with_tenth(row, budget_tokens), tokens[d]) for d, row in primary.items()}
+            found.append(_quantity(rows, AT_TENTH, PREFIX, PER_TOKEN, early, budget_tokens / 10))
+        if has_text:
+            found.append(_quantity(rows, "delta_nll", TEXT_SPACE, PER_TOKEN, _in_text_space(primary)))
+    if not has_text:
+        return found
     degradation = {d: row["published_accounting"]["degradation"] for d, row in ok.items()}
     success = {d: (value > published_success, 1) for d, value in degradation.items()}
     found.append(_quantity(rows, "success_rate", PUBLISHED, SHARE, success, binary=True))
@@ -245,6 +260,13 @@ def trigger_quantities(rows: Sequence[Row], spent_tokens: float | None) -> list[
     ]
 
 
+def change_quantity(rows: Sequence[Row], protocol: str) -> Quantity:
+    """Return the change of loss alone, from rows of one attack and variant on one arm."""
+    ok = {row["id"]: row for row in rows if row["status"] == "ok"}
+    values = {d: (row["delta_nats"], row["scored_tokens"]) for d, row in ok.items()}
+    return _quantity(rows, "delta_nll", protocol, PER_TOKEN, values)
+
+
 def after_first_flip(rows_by_arm: Mapping[str, Sequence[Row]]) -> dict[str, Quantity]:
     """Return each arm's change of loss under the secondary protocol, for one attack variant.
 
@@ -272,6 +294,12 @@ def after_first_flip(rows_by_arm: Mapping[str, Sequence[Row]]) -> dict[str, Quan
     return {
         arm: _quantity(rows_by_arm[arm], "delta_nll", AFTER_FIRST_FLIP, PER_TOKEN, values[arm]) for arm in rows_by_arm
     }
+
+
+def _with_tenth(row: Row, budget_tokens: int) -> float:
+    """Return the change, as the attack saw it, that a tenth of the budget had found: none before its first round."""
+    seen = [nats for spent, nats in row.get("progress", ()) if spent <= budget_tokens / 10]
+    return seen[-1] - math.fsum(row["clean_nll"]) if seen else 0.0
 
 
 def _quantity(

@@ -232,14 +232,20 @@ class Protocol(Part):
 
 
 class HotFlip(Part):
-    """HotFlip (Ebrahimi et al. 2018), once and iterative."""
+    """HotFlip (Ebrahimi et al. 2018), in several methods."""
 
     flips: Count = 10
     """Most edited tokens a document (Hamming distance)."""
-    methods: Annotated[tuple[Literal["once", "iterative"], ...], Field(min_length=1)] = ("once", "iterative")
-    """once: one gradient, all flips together; iterative: gradient, exact evaluation and one flip a round."""
+    methods: Annotated[tuple[Literal["once", "iterative", "beam", "shuffled"], ...], Field(min_length=1)] = (
+        "once",
+        "iterative",
+    )
+    """once: one gradient, all flips together; iterative: gradient, exact evaluation and one flip a round; beam: the
+    same for several texts at a time; shuffled: iterative with gradients of other positions, a control."""
     candidates: Count = 32
-    """Exactly evaluated candidates a round."""
+    """Exactly evaluated candidates a round; with attacks.budget_tokens as many as that buys."""
+    beam_width: Count = 4
+    """Texts that the beam keeps."""
     published_success: Positive = 0.15
     """Relative increase that the published accounting calls a success."""
 
@@ -261,6 +267,42 @@ class Triggers(Part):
     """Forward tokens (a backward counts twice) that the whole search may spend; iterations end early at it."""
 
 
+class Gcg(Part):
+    """Greedy coordinate gradient (Zou et al. 2023); edits at most attacks.hotflip.flips tokens."""
+
+    top_k: Count = 64
+    """Tokens of a position, best by gradient, that candidates are drawn from."""
+    candidates: Count = 64
+    """Exactly evaluated candidates a step."""
+    steps: Count = 20
+    """Steps, where attacks.budget_tokens is not given."""
+
+
+class Coordinate(Part):
+    """Gradient-free coordinate search; edits at most attacks.hotflip.flips tokens."""
+
+    candidates: Count = 32
+    """Exactly evaluated random candidates a round."""
+    rounds: Count = 40
+    """Rounds, where attacks.budget_tokens is not given."""
+
+
+class Pgd(Part):
+    """Projected gradient ascent on the embeddings of attacks.hotflip.flips positions: an upper bound, not a text."""
+
+    steps: Count = 20
+    """Steps, where attacks.budget_tokens is not given."""
+    radius: Positive = 1.0
+    """L2 radius around each embedding, in median distances from it to the embeddings of admissible tokens."""
+
+
+class Frequency(Part):
+    """Random edits with tokens as frequent as in the search documents; as many as attacks.hotflip.flips."""
+
+    draws: Count = 1
+    """Draws a document; the first is the attack."""
+
+
 class Attacks(Part):
     """What all attacks share, and each attack's own values."""
 
@@ -277,6 +319,51 @@ class Attacks(Part):
     """Which checkpoint is attacked, and from which other arms start."""
     hotflip: HotFlip = HotFlip()
     triggers: Triggers = Triggers()
+    budget_tokens: Count | None = None
+    """Forward tokens (a backward counts twice) that an attack may spend on a document; all searches get the same."""
+    gcg: Gcg | None = None
+    """None: not made; so for the three below."""
+    coordinate: Coordinate | None = None
+    pgd: Pgd | None = None
+    frequency: Frequency | None = None
+    transfer: bool = False
+    """Replay every arm's edits and triggers on every other arm."""
+
+    @model_validator(mode="after")
+    def _a_method_that_conclusions_can_rest_on(self) -> "Attacks":
+        if self.hotflip.methods == ("shuffled",):
+            raise ValueError("hotflip.methods: shuffled is a control; add once, iterative or beam")
+        if "beam" in self.hotflip.methods and self.hotflip.candidates < self.hotflip.beam_width:
+            raise ValueError(
+                f"hotflip.candidates: {self.hotflip.candidates} are fewer than the {self.hotflip.beam_width} beams of "
+                "hotflip.beam_width"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_buys_a_round_of_each(self) -> "Attacks":
+        budget = self.budget_tokens
+        for key, least in self._least_tokens().items():
+            if budget is not None and budget < least:
+                raise ValueError(
+                    f"budget_tokens: {budget} tokens a document do not buy one round of {key}; "
+                    f"at least {least} are needed"
+                )
+        return self
+
+    def _least_tokens(self) -> dict[str, int]:
+        """Return by key what an attack spends on a document at least, in tokens as attacks/budget.py counts them."""
+        flips, width, methods = self.hotflip.flips, self.hotflip.beam_width, self.hotflip.methods
+        lengths = {f"hotflip.methods {name}": 4 * flips for name in ("iterative", "shuffled") if name in methods}
+        if "beam" in methods:
+            lengths["hotflip.methods beam"] = 3 * (1 + (flips - 1) * width) + flips * width
+        if self.gcg is not None:
+            lengths["gcg"] = 3 + self.gcg.candidates
+        if self.coordinate is not None:
+            lengths["coordinate"] = 1 + self.coordinate.candidates
+        if self.pgd is not None:
+            lengths["pgd"] = 3
+        return {key: number * self.protocol.length for key, number in lengths.items()}
 
 
 class Runtime(Part):

@@ -164,6 +164,9 @@ def _arm(arm: str, finals: Mapping[int, FinalResults], pooled: Sequence[Json]) -
         bits_per_byte=_value(of_arm, Key("bits_per_byte")),
         hotflip=hotflip,
         triggers=triggers,
+        attacks={
+            name: _attack_entry(of_arm, entry["attack"], entry["variant"]) for name, entry in first.attacks.items()
+        },
         certificate=_certificate({seed: result.certificate for seed, result in of_seeds.items()}),
         training={str(seed): result.training for seed, result in of_seeds.items()},
         matched_loss={str(seed): found for seed, result in of_seeds.items() if (found := result.matched_loss)},

@@ -97,6 +97,24 @@ class Comparison(_Result):
     only_b: int | None = None
 
 
+class Transfer(_Result):
+    """What edits or a trigger found on one arm do to another: a cell of the transfer matrix, its diagonal included."""
+
+    source: str
+    """The arm that was attacked."""
+    target: str
+    """The arm that was asked."""
+    attack: str
+    variant: str
+    protocol: str
+    n: int
+    num_missing: int
+    value: float | None
+    """Σ change of nats over Σ scored tokens."""
+    ci95: Interval
+    unit: str
+
+
 class ArmResult(_Result):
     """The figures of one arm in one place."""
 
@@ -107,6 +125,8 @@ class ArmResult(_Result):
     hotflip: dict[str, Any] | None
     """The primary variant's entry, and every variant's under ``variants``."""
     triggers: dict[str, Any] | None
+    attacks: dict[str, Any] = {}
+    """By name: entries of further attacks, and of the ensemble, the worst case of all attacks on text."""
     certificate: dict[str, Any] | None
     training: dict[str, Any] | None
     """None for an arm that is not trained."""
@@ -129,6 +149,8 @@ class FinalResults(_Result):
     arms: dict[str, ArmResult]
     comparisons: list[Comparison]
     conclusions: list[Conclusion]
+    transfer: list[Transfer] = []
+    """Every arm's edits and triggers on every arm, where attacks.transfer asks for it."""
     differences_between_arms: list[dict[str, Any]]
 
 
@@ -161,6 +183,8 @@ class ArmOverSeeds(_Result):
     hotflip: dict[str, Any] | None
     """The primary variant's entry, and every variant's under ``variants``."""
     triggers: dict[str, Any] | None
+    attacks: dict[str, Any] = {}
+    """By name: further attacks and the ensemble."""
     certificate: dict[str, Any] | None
     """``verdict`` and ``order`` of all seeds (with the seeds, where they differ), and ``by_seed``."""
     training: dict[str, Any]

@@ -17,7 +17,7 @@ from isotone.comparisons import (
     trigger_quantities,
 )
 from isotone.config import Experiment
-from isotone.result_models import ArmResult, Comparison, FinalResults, Measurement
+from isotone.result_models import ArmResult, Comparison, FinalResults, Measurement, Transfer
 from isotone.statistics import holm
 from isotone.verdict import Conclusion, conclude_clean, conclude_robustness
 
@@ -42,6 +42,8 @@ class ArmFindings:
         hotflip_rows: documents' rows by variant, of the held-out documents only.
         triggers: entry of the trigger that was learned.
         trigger_rows: the documents' rows.
+        attacks: entries of the further attacks and of the ensemble, by name.
+        attack_rows: documents' rows of those, of the held-out documents only.
         certificate: of the exported weights.
         training: what training came to.
         matched_loss: how near a matched-loss control came to the loss that it was to meet; None for other arms.
@@ -54,6 +56,8 @@ class ArmFindings:
     hotflip_rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     triggers: Json | None = None
     trigger_rows: Sequence[Row] = ()
+    attacks: Mapping[str, Json] = field(default_factory=dict)
+    attack_rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     certificate: Json | None = None
     training: Json | None = None
     matched_loss: Json | None = None
@@ -66,6 +70,7 @@ def build_final_results(
     *,
     threshold: float | None,
     margins: Mapping[str, float] | None = None,
+    transfer: Sequence[Json] = (),
 ) -> FinalResults:
     """Return the results of one run.
 
@@ -78,9 +83,10 @@ def build_final_results(
         findings: by arm; without the baseline nothing is compared.
         threshold: τ, nats per scored token above which an attack on a document succeeds; None: unknown.
         margins: half width of equivalence by attack, nats per scored token.
+        transfer: entries of the transfer matrix.
     """
     variant = primary_variant(experiment)
-    quantities = quantities_of(findings, threshold, experiment.attacks.hotflip.published_success)
+    quantities = quantities_of(experiment, findings, threshold)
     comparisons = [
         entry
         for arm in findings
@@ -108,6 +114,7 @@ def build_final_results(
         conclusions=conclusions(
             [entry for entry in comparisons if not missed(findings[entry["a"]].matched_loss)], variant, margins or {}
         ),
+        transfer=[Transfer(**entry) for entry in transfer],
         differences_between_arms=differences_between_arms(experiment),
     )
 
@@ -140,9 +147,8 @@ def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str,
 
 
 def primary_variant(experiment: Experiment) -> str:
-    """Return HotFlip's variant that conclusions rest on: the stronger one of those configured."""
-    methods = experiment.attacks.hotflip.methods
-    return "iterative" if "iterative" in methods else methods[0]
+    """Return HotFlip's variant that conclusions rest on: the first of iterative, beam and once that is configured."""
+    return next(name for name in ("iterative", "beam", "once") if name in experiment.attacks.hotflip.methods)
 
 
 def differences_between_arms(experiment: Experiment) -> list[Json]:
@@ -167,22 +173,28 @@ def differences_between_arms(experiment: Experiment) -> list[Json]:
 
 
 def quantities_of(
-    findings: Mapping[str, ArmFindings], threshold: float | None, published_success: float
+    experiment: Experiment, findings: Mapping[str, ArmFindings], threshold: float | None
 ) -> dict[str, dict[Key, Quantity]]:
     """Return every arm's quantities by key.
 
     Args:
+        experiment: the resolved configuration.
         findings: by arm.
         threshold: τ, as in ``build_final_results``.
-        published_success: relative increase of the mean loss that the published accounting calls a success.
     """
+    published_success, budget = experiment.attacks.hotflip.published_success, experiment.attacks.budget_tokens
     found: dict[str, list[Quantity]] = {arm: evaluation_quantities(f.evaluation_rows) for arm, f in findings.items()}
     for arm, finding in findings.items():
-        for rows in finding.hotflip_rows.values():
-            found[arm] += attack_quantities(rows, threshold=threshold, published_success=published_success)
+        for rows in (*finding.hotflip_rows.values(), *finding.attack_rows.values()):
+            found[arm] += attack_quantities(
+                rows, threshold=threshold, published_success=published_success, budget_tokens=budget
+            )
         found[arm] += trigger_quantities(finding.trigger_rows, (finding.triggers or {}).get("spent_tokens"))
-    for variant in dict.fromkeys(v for finding in findings.values() for v in finding.hotflip_rows):
-        rows_by_arm = {arm: f.hotflip_rows[variant] for arm, f in findings.items() if f.hotflip_rows.get(variant)}
+    rows_of = {arm: {**f.hotflip_rows, **f.attack_rows} for arm, f in findings.items()}
+    for name in dict.fromkeys(name for of_arm in rows_of.values() for name in of_arm):
+        rows_by_arm = {arm: of_arm[name] for arm, of_arm in rows_of.items() if of_arm.get(name)}
+        if any(row.get("upper_bound") for rows in rows_by_arm.values() for row in rows):
+            continue
         for arm, quantity in after_first_flip(rows_by_arm).items():
             found[arm].append(quantity)
     return {arm: {quantity.key: quantity for quantity in of_arm} for arm, of_arm in found.items()}
@@ -236,6 +248,7 @@ def _arm_result(found: ArmFindings, variant: str) -> ArmResult:
         evaluation=dict(found.evaluation),
         hotflip=hotflip,
         triggers=found.triggers,
+        attacks=dict(found.attacks),
         certificate=found.certificate,
         training=found.training,
         matched_loss=found.matched_loss,

@@ -63,11 +63,15 @@ def token_nll(
 
 @torch.no_grad()
 def token_scores(
-    model: nn.Module, input_ids_BL: Tensor, positions: slice | Tensor | None = None, past: Any = None
+    model: nn.Module,
+    input_ids_BL: Tensor,
+    positions: slice | Tensor | None = None,
+    past: Any = None,
+    inputs_embeds_BLD: Tensor | None = None,
 ) -> TokenScores:
     """Return loss and top-1 correctness of the tokens at ``positions``; arguments and errors as for ``token_nll``."""
     index_T = _index(positions, input_ids_BL)
-    logits_BTV = _logits(model, input_ids_BL, index_T - 1, past, None)
+    logits_BTV = _logits(model, input_ids_BL, index_T - 1, past, inputs_embeds_BLD)
     labels_N = input_ids_BL[:, index_T].flatten()
     nll, correct = [], []
     for rows_CV, labels_C in _chunks(logits_BTV, labels_N):

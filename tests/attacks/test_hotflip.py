@@ -9,9 +9,9 @@ from tiny_models import VOCABULARY
 from transformers import PreTrainedModel
 
 from isotone.attacks import HotFlip, PrefixProtocol, PublishedHotFlip, Vocabulary, Window, run_documents
-from isotone.attacks.hotflip import first_order_gains, top_pairs
 from isotone.attacks.judging import Row
 from isotone.attacks.scoring import Target, frozen
+from isotone.attacks.search import first_order_gains, top_pairs
 
 from .conftest import PROTOCOL, Bigram, make_windows, reactive_model
 from .test_scoring import LimitedMemory, ids
@@ -119,7 +119,8 @@ def test_the_same_attack_gives_the_same_rows(model: PreTrainedModel) -> None:
 
 
 def test_repr_prints_the_parameters() -> None:
-    assert repr(HotFlip(flips=3)) == "HotFlip(flips=3, method='iterative', candidates=32, per_position=2)"
+    found = "HotFlip(flips=3, method='iterative', candidates=32, per_position=2, budget_tokens=None)"
+    assert repr(HotFlip(flips=3)) == found
     assert repr(PublishedHotFlip()) == "PublishedHotFlip(flips=10)"
 
 

@@ -256,3 +256,16 @@ def test_replay_refuses_edits_of_another_text(model: PreTrainedModel, vocabulary
     wrong = (int(windows[0].tokens[2]) + 1) % VOCABULARY
     with pytest.raises(IsotoneError, match="document document-0 has token"):
         replay(model, vocabulary, windows, {"document-0": [[2, wrong, 0]]}, PROTOCOL)
+
+
+def test_an_interrupted_replay_goes_on_to_the_same_rows(
+    model: PreTrainedModel, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    windows, log = make_windows(5), JsonLines(tmp_path / "log.jsonl")
+    rows = run_documents(HotFlip(flips=2, candidates=4), model, vocabulary, windows, PROTOCOL)
+    edits = {row["id"]: row["edits"] for row in rows}
+    whole = replay(model, vocabulary, windows, edits, PROTOCOL, batch_documents=2)
+    with pytest.raises(Stopped):
+        replay(model, vocabulary, windows, edits, PROTOCOL, log=log, stop=StopAfter(1), batch_documents=2)
+    assert len(log.read()) == 2
+    assert replay(model, vocabulary, windows, edits, PROTOCOL, log=log, batch_documents=2) == whole == log.read()

@@ -52,6 +52,33 @@ def test_prefix_cached_losses_equal_uncached_ones(name: str) -> None:
         assert torch.equal(values, values_before)
 
 
+def test_a_forward_pass_alone_gives_the_same_cache(model: PreTrainedModel) -> None:
+    ids_BL, one = ids(make_windows(3)), torch.tensor([1])
+    with frozen(model):
+        target = Target(model, PROTOCOL.scored, batch_size=2)
+        gradient, (nats_B, layers) = target.gradient(ids_BL, keep_cache=True), target.read(ids_BL)
+        torch.testing.assert_close(nats_B, gradient.nats_B, atol=1e-5 * PROTOCOL.continuation, rtol=1e-6)
+        by_both = [target.candidates(ids_BL, found, one, 4 * one, 7 * one) for found in (gradient.layers, layers)]
+    assert layers is not None
+    torch.testing.assert_close(*by_both, atol=1e-5 * PROTOCOL.continuation, rtol=1e-6)
+
+
+def test_no_perturbation_changes_nothing_exactly_and_one_changes_what_is_read(model: PreTrainedModel) -> None:
+    ids_BL = ids(make_windows(3))
+    none_BLD = torch.zeros(*ids_BL.shape, 16)
+    some_BLD = none_BLD.clone()
+    some_BLD[:, 3, 0] = 0.5  # of one dimension: a norm takes a shift of all away again
+    with frozen(model):
+        target = Target(model, PROTOCOL.scored)
+        clean, same = target.score_perturbed(ids_BL, none_BLD)
+        _, moved = target.score_perturbed(ids_BL, some_BLD)
+        torch.testing.assert_close(clean.nll_BT, target.scores(ids_BL).nll_BT)
+        gradient = target.gradient(ids_BL, perturbation_BLD=some_BLD)
+    assert torch.equal(clean.nll_BT, same.nll_BT)
+    torch.testing.assert_close(gradient.nats_B, moved.nll_BT[:, PROTOCOL.scored.start - 1 :].double().sum(dim=1))
+    assert not torch.allclose(clean.nll_BT, moved.nll_BT)
+
+
 def test_a_model_without_a_cache_is_scored_without_one(bigram: Bigram) -> None:
     ids_BL = ids(make_windows(2)) % 3
     with frozen(bigram):

@@ -2,9 +2,10 @@ from typing import Any
 
 import pytest
 
-from isotone.config import Arm, Constraint, Experiment, MatchedLoss, Matching
+from isotone.config import Arm, Attacks, Constraint, Experiment, MatchedLoss, Matching
 from isotone.errors import UsageError
 from isotone.pipeline.graph import Graph, Node
+from isotone.pipeline.slices import config_slice
 
 PUBLISHED = Constraint(recipe="published")
 
@@ -91,6 +92,57 @@ def test_a_constraint_that_is_only_a_start_has_no_node_of_its_own() -> None:
 def test_a_stage_is_found_by_name_or_number(text: str, name: str) -> None:
     graph = Graph(_experiment(twin=Arm(start="baseline", train=False, constraint=PUBLISHED)))
     assert graph.find_stage(text) == name
+
+
+def _attacked(**attacks: object) -> Graph:
+    return Graph(_experiment().model_copy(update={"attacks": Attacks.model_validate(attacks)}))
+
+
+def test_further_attacks_add_a_node_per_arm_and_a_stage_of_number_6() -> None:
+    graph = _attacked(gcg={}, coordinate={}, pgd={}, frequency={})
+    added = {"gcg", "coordinate", "pgd", "frequency"}
+    assert {name for name, number in graph.stages.items() if number == 6} == {"hotflip", *added}
+    for kind in added:
+        assert graph.needs[Node(kind, "monotonic")] == (Node("setup"), Node("train", "monotonic"))
+        assert Node(kind, "baseline") in graph.needs[Node("aggregate")]
+    assert graph.find_stage("6") == "hotflip"
+    assert graph.find_stage("gcg") == "gcg"
+
+
+def test_transfer_waits_for_the_edits_and_triggers_of_all_arms() -> None:
+    graph = _attacked(gcg={}, pgd={}, transfer=True)
+    needed = set(graph.needs[Node("transfer", "baseline")])
+    assert needed == {Node("setup"), Node("train", "baseline")} | {
+        Node(kind, arm) for kind in ("hotflip", "triggers", "gcg") for arm in ("baseline", "monotonic")
+    }
+    assert graph.stages["transfer"] == 6
+    order = graph.nodes
+    assert all(order.index(n) < order.index(node) for node in order for n in graph.needs[node])
+    assert Node("transfer", "baseline") not in _attacked(gcg={}).needs
+
+
+def test_asking_for_another_attack_makes_no_other_attack_stale() -> None:
+    plain, more = (
+        _experiment(),
+        _experiment().model_copy(
+            update={"attacks": Attacks.model_validate({"gcg": {"steps": 3}, "pgd": {}, "transfer": True})}
+        ),
+    )
+    for kind in ("evaluate", "triggers", "hotflip"):
+        node = Node(kind, "baseline")
+        assert config_slice(plain, 1, node) == config_slice(more, 1, node)
+    assert config_slice(more, 1, Node("gcg", "baseline"))["attacks"] == {"gcg": {"steps": 3}}
+    assert config_slice(more, 1, Node("pgd", "baseline"))["attacks"] == {"pgd": {}}
+
+
+def test_a_budget_makes_attacks_on_documents_stale_and_nothing_else() -> None:
+    plain, more = _experiment(), _experiment().model_copy(update={"attacks": Attacks(budget_tokens=9000)})
+    stale = {
+        kind
+        for kind in ("evaluate", "triggers", "hotflip")
+        if config_slice(plain, 1, Node(kind, "baseline")) != config_slice(more, 1, Node(kind, "baseline"))
+    }
+    assert stale == {"hotflip"}
 
 
 def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:

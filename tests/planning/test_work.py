@@ -82,3 +82,35 @@ def test_stated_tokens_go_before_estimates() -> None:
     shape = read_shape(experiment.model)
     size = corpus_size(experiment.data, shape, SimpleNamespace(__truediv__=None), 1e9)  # type: ignore[arg-type]
     assert size.train_tokens == pytest.approx(1e9)
+
+
+def test_further_attacks_are_planned_by_what_they_spend() -> None:
+    sizes = _sizes("attacks.gcg.steps=5", "attacks.coordinate.rounds=3", "attacks.pgd.steps=4", "attacks.frequency={}")
+    work = {
+        kind: node_work(sizes, Node(kind, "monotonic")).attack for kind in ("gcg", "coordinate", "pgd", "frequency")
+    }
+    assert all(work.values())
+    more = _sizes("attacks.gcg.steps=10", "attacks.coordinate.rounds=6", "attacks.pgd.steps=8", "attacks.frequency={}")
+    for kind in ("gcg", "coordinate", "pgd"):
+        assert 1.5 < node_work(more, Node(kind, "monotonic")).attack / work[kind] <= 2
+    assert node_work(sizes, Node("gcg", "baseline")).attack > work["gcg"]  # the search documents
+    assert node_work(sizes, Node("pgd", "baseline")).attack == work["pgd"]
+
+
+def test_with_a_budget_all_searches_cost_about_the_same() -> None:
+    words = [
+        "attacks.gcg={}",
+        "attacks.coordinate={}",
+        "attacks.budget_tokens=200000",
+        "attacks.hotflip.methods=[beam]",
+    ]
+    sizes = _sizes(*words)
+    work = [node_work(sizes, Node(kind, "monotonic")).attack for kind in ("gcg", "coordinate", "hotflip")]
+    assert max(work) / min(work) < 1.3
+
+
+def test_replaying_is_planned_for_every_other_arm() -> None:
+    two, three = (_sizes("attacks.transfer=true"), _sizes("attacks.transfer=true", "attacks.gcg={}"))
+    assert node_work(three, Node("transfer", "baseline")).attack == pytest.approx(
+        4 / 3 * node_work(two, Node("transfer", "baseline")).attack
+    )

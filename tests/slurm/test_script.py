@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from isotone.cluster import Cluster, Resources
+from isotone.cluster import FURTHER_STAGES, Cluster, Resources
 from isotone.errors import UsageError
+from isotone.slurm.chain import script_file
 from isotone.slurm.script import JobScript, render, sbatch_options
 
 from .golden_scripts import PROFILES, golden, rendered
@@ -105,3 +106,12 @@ def test_a_variable_that_is_set_is_respected(tmp_path: Path, name: str) -> None:
 def test_a_path_that_sbatch_cannot_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rename it"):
         render(job(tmp_path / "50%"), Cluster())
+
+
+@pytest.mark.parametrize("stage", FURTHER_STAGES)
+def test_a_further_attack_has_a_script_of_number_6(stage: str, tmp_path: Path) -> None:
+    assert script_file(stage) == f"job_6_{stage}.sh"
+    text = render(job(tmp_path, stage), Cluster(stages={stage: Resources(memory="8G")}))
+    assert f"--only {stage} " in text
+    assert "Stage 6: " in text
+    assert "#SBATCH --mem=8G" in text

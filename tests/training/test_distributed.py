@@ -97,10 +97,10 @@ def note_rows(a_trainer: loop.Trainer, path: Path) -> None:
     """Write down, in a process of its own, which rows each pass of training reads."""
     real = loop.token_nll
 
-    def noting(model: torch.nn.Module, ids_BL: torch.Tensor) -> torch.Tensor:
+    def noting(model: torch.nn.Module, ids_BL: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
         if model.training:
             records.JsonLines(path).append({"read": [[a_trainer.step, row] for row in ids_BL.tolist()]})
-        return real(model, ids_BL)
+        return real(model, ids_BL, **options)
 
     loop.token_nll = noting  # type: ignore[assignment]
 

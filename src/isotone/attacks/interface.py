@@ -42,16 +42,21 @@ class DocumentAttack(ABC):
     """The family, as results name it."""
     edits_scored: ClassVar[bool] = False
     """Whether the attack may edit scored tokens: then only the published accounting applies to it."""
+    upper_bound: ClassVar[bool] = False
+    """Whether it perturbs embeddings instead of writing tokens: no attack on texts, and never part of an ensemble."""
 
     @property
     @abstractmethod
     def variant(self) -> str:
         """The method within the family."""
 
-    @property
     @abstractmethod
-    def num_rounds(self) -> int:
-        """How often ``step`` is called."""
+    def num_rounds(self, length: int) -> int:
+        """Return how often ``step`` is called for texts of ``length`` tokens.
+
+        Raises:
+            UsageError: the budget does not buy one round.
+        """
 
     @abstractmethod
     def step(self, problem: Problem, state: State) -> State:
@@ -72,7 +77,7 @@ class DocumentAttack(ABC):
 
     def is_done(self, state: State) -> bool:
         """Return whether nothing is left to do."""
-        return len(state["history_RB2"]) >= self.num_rounds
+        return len(state["history_RB2"]) >= self.num_rounds(state["clean_BL"].shape[1])
 
 
 def advance(state: State, edited_BL: Tensor, nats_B: Tensor | None, spent_B: Tensor, finite_B: Tensor) -> State:

@@ -46,6 +46,26 @@ def judge(problem: Problem, windows: list[Window], attacked_BL: Tensor, edits_sc
     return rows
 
 
+def judge_perturbed(problem: Problem, windows: list[Window], perturbation_BLD: Tensor) -> list[Row]:
+    """Score clean texts without and with a perturbation of their input embeddings, as ``judge`` scores attacked texts.
+
+    Returns:
+        A row for each document, marked ``upper_bound``: no text belongs to it, so it has no edits and no accounting.
+    """
+    clean_BL = torch.stack([torch.from_numpy(window.tokens) for window in windows])
+    clean, attacked = problem.target.score_perturbed(clean_BL, perturbation_BLD)
+    rows: list[Row] = []
+    for index, window in enumerate(windows):
+        nll = clean.nll_BT[index].double(), attacked.nll_BT[index].double()
+        if (reason := _not_finite(*nll)) is not None:
+            rows.append(missing(reason) | {"upper_bound": True})
+            continue
+        changes = _changes(problem, nll, (clean.correct_BT[index], attacked.correct_BT[index]))
+        row = {"status": "ok", "upper_bound": True, "clean_ids": window.tokens.tolist()}
+        rows.append(row | _losses(problem, *nll) | changes)
+    return rows
+
+
 def missing(reason: str) -> Row:
     """Return the figures of a document that has none."""
     return {"status": "missing", "reason": reason}
@@ -59,10 +79,9 @@ def _row(
     correct: tuple[Tensor, Tensor],
     edits_scored: bool,
 ) -> Row:
+    if (reason := _not_finite(*nll)) is not None:
+        return missing(reason)
     clean_T, attacked_T = nll
-    for name, values_T in (("clean", clean_T), ("attacked", attacked_T)):
-        if not bool(values_T.isfinite().all()):
-            return missing(f"the loss of the {name} text is not a finite number")
     protocol = problem.protocol
     edits = [[i, old, new] for i, (old, new) in enumerate(zip(clean_ids, attacked_ids, strict=True)) if old != new]
     if not edits_scored and any(position not in protocol.attackable for position, _, _ in edits):
@@ -73,23 +92,46 @@ def _row(
         "status": "ok",
         "clean_ids": clean_ids,
         "edits": edits,
-        "context_clean_nll": clean_T[:begin].tolist(),
-        "context_attacked_nll": attacked_T[:begin].tolist(),
-        "clean_nll": clean_T[begin:].tolist(),
-        "attacked_nll": attacked_T[begin:].tolist(),
-        "scored_tokens": protocol.continuation,
+        **_losses(problem, clean_T, attacked_T),
         "published_accounting": published_accounting(clean_T, attacked_T, flipped_T),
     }
     if edits_scored:
         return row
-    change_T = attacked_T - clean_T
-    row["delta_nats"] = math.fsum(change_T[begin:].tolist())
-    row["delta_by_offset"] = {
-        name: {"nats": math.fsum(change_T[span.start - 1 : span.stop - 1].tolist()), "tokens": span.stop - span.start}
-        for name, span in protocol.buckets().items()
+    return row | _changes(problem, nll, correct) | _through_text(problem, attacked_ids, clean_T[begin:])
+
+
+def _not_finite(clean_T: Tensor, attacked_T: Tensor) -> str | None:
+    for name, values_T in (("clean", clean_T), ("attacked", attacked_T)):
+        if not bool(values_T.isfinite().all()):
+            return f"the loss of the {name} text is not a finite number"
+    return None
+
+
+def _losses(problem: Problem, clean_T: Tensor, attacked_T: Tensor) -> Row:
+    begin = problem.protocol.scored.start - 1
+    return {
+        "context_clean_nll": clean_T[:begin].tolist(),
+        "context_attacked_nll": attacked_T[:begin].tolist(),
+        "clean_nll": clean_T[begin:].tolist(),
+        "attacked_nll": attacked_T[begin:].tolist(),
+        "scored_tokens": problem.protocol.continuation,
     }
-    row["top1"] = {"clean": int(correct[0][begin:].sum()), "attacked": int(correct[1][begin:].sum())}
-    return row | _through_text(problem, attacked_ids, clean_T[begin:])
+
+
+def _changes(problem: Problem, nll: tuple[Tensor, Tensor], correct: tuple[Tensor, Tensor]) -> Row:
+    """Return what an attack changed on the scored tokens: nats, by offset, and top-1."""
+    begin, change_T = problem.protocol.scored.start - 1, nll[1] - nll[0]
+    return {
+        "delta_nats": math.fsum(change_T[begin:].tolist()),
+        "delta_by_offset": {
+            name: {
+                "nats": math.fsum(change_T[span.start - 1 : span.stop - 1].tolist()),
+                "tokens": span.stop - span.start,
+            }
+            for name, span in problem.protocol.buckets().items()
+        },
+        "top1": {"clean": int(correct[0][begin:].sum()), "attacked": int(correct[1][begin:].sum())},
+    }
 
 
 def _through_text(problem: Problem, attacked_ids: list[int], clean_S: Tensor) -> Row:

@@ -38,8 +38,7 @@ class PublishedHotFlip(DocumentAttack):
         """Published."""
         return "published"
 
-    @property
-    def num_rounds(self) -> int:
+    def num_rounds(self, length: int) -> int:
         """One gradient."""
         return 1
 

@@ -33,8 +33,7 @@ class RandomEdits(DocumentAttack):
         """Uniform over positions and admissible tokens."""
         return "uniform"
 
-    @property
-    def num_rounds(self) -> int:
+    def num_rounds(self, length: int) -> int:
         """All draws in one round."""
         return 1
 
@@ -58,8 +57,11 @@ class RandomEdits(DocumentAttack):
         generator = np.random.default_rng(stream_key(self.seed, f"random edits of {window.id}", draw))
         positions = generator.choice(np.array(problem.protocol.attackable), self.flips, replace=False)
         tokens = window.tokens.copy()
-        tokens[positions] = random_tokens(generator, problem.vocabulary.ids_N.numpy(), tokens[positions])
+        tokens[positions] = self._replacements(generator, problem, tokens[positions])
         return tokens
+
+    def _replacements(self, generator: np.random.Generator, problem: Problem, current: np.ndarray) -> np.ndarray:
+        return random_tokens(generator, problem.vocabulary.ids_N.numpy(), current)
 
 
 def random_tokens(generator: np.random.Generator, ids: np.ndarray, current: np.ndarray) -> np.ndarray:

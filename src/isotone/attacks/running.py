@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from isotone.attacks.interface import DocumentAttack, Problem, State
-from isotone.attacks.judging import Row, judge, missing
+from isotone.attacks.judging import Row, judge, judge_perturbed, missing
+from isotone.attacks.pgd import spread
 from isotone.attacks.protocol import PrefixProtocol, Window
 from isotone.attacks.scoring import Target, frozen
 from isotone.attacks.vocabulary import Vocabulary
@@ -83,6 +84,8 @@ def replay(
     edits: Mapping[str, Iterable[Sequence[int]]],
     protocol: PrefixProtocol | None = None,
     *,
+    log: JsonLines | None = None,
+    stop: StopFlag | None = None,
     batch_documents: int = 8,
     batch_size: int = 16,
 ) -> list[Row]:
@@ -96,35 +99,49 @@ def replay(
         protocol: as for ``run_documents``, as are the other arguments.
 
     Raises:
+        Stopped: a stop was requested; finished batches are in the log.
         IsotoneError: an edit's old token is not the document's: these are not the documents that were attacked.
     """
     protocol = protocol or PrefixProtocol()
-    rows: list[Row] = []
+    rows = continue_rows(log, "replay", "replay", windows)
     with frozen(model):
         problem = Problem(Target(model, protocol.scored, batch_size), protocol, vocabulary)
-        for first in range(0, len(windows), batch_documents):
+        for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
+            if stop is not None:
+                stop.check(f"replay after {len(rows)} of {len(windows)} documents")
             batch = list(windows[first : first + batch_documents])
+            fresh: list[Row] = []
             attacked_BL = torch.stack([_edited(window, edits.get(window.id, ())) for window in batch])
             for index, row in enumerate(judge(problem, batch, attacked_BL), first):
                 figures = row if windows[index].id in edits else missing("there are no edits to replay")
-                rows.append(
-                    {"index": index, "id": windows[index].id, "attack": "replay", "variant": "replay"} | figures
-                )
+                head = {"index": index, "id": windows[index].id, "attack": "replay", "variant": "replay"}
+                fresh.append(head | figures)
+            fresh = fresh[len(rows) - first :]
+            if log is not None:
+                log.append(*fresh)
+            rows += fresh
     return rows
 
 
 def _finish(attack: DocumentAttack, problem: Problem, batch: list[Window], state: State, first: int) -> list[Row]:
-    judged = judge(problem, batch, state["best_BL"], attack.edits_scored)
     rows = []
-    for index, figures in enumerate(judged):
+    for index, figures in enumerate(judged(attack, problem, batch, state)):
         if figures["status"] == "ok" and not bool(state["finite_B"][index]):
-            figures = missing("a loss during the attack was not a finite number")
+            marks = {"upper_bound": True} if attack.upper_bound else {}
+            figures = missing("a loss during the attack was not a finite number") | marks
         head = {"index": first + index, "id": batch[index].id, "attack": attack.name, "variant": attack.variant}
         row = head | figures | {"spent_tokens": int(state["spent_B"][index])}
         if figures["status"] == "ok":
             row |= _details(state, index)
         rows.append(row)
     return rows
+
+
+def judged(attack: DocumentAttack, problem: Problem, batch: list[Window], state: State) -> list[Row]:
+    """Return the figures of what an attack hands over, as the one judge sees it."""
+    if attack.upper_bound:
+        return judge_perturbed(problem, batch, spread(state, "best_perturbation_BKD"))
+    return judge(problem, batch, state["best_BL"], attack.edits_scored)
 
 
 def _details(state: State, index: int) -> dict[str, Any]:

@@ -107,7 +107,31 @@ class Target:
         clean, attacked = zip(*self._in_batches(len(clean_BL), evaluate), strict=True)
         return _join(clean), _join(attacked)
 
-    def gradient(self, ids_BL: Tensor, keep_cache: bool = False) -> Gradient:
+    def score_perturbed(self, ids_BL: Tensor, perturbation_BLD: Tensor) -> tuple[TokenScores, TokenScores]:
+        """Return the scores of all tokens but the first, without and with a perturbation of the input embeddings."""
+
+        def evaluate(start: int, stop: int) -> tuple[TokenScores, TokenScores]:
+            ids = ids_BL[start:stop].to(self.device)
+            embeds = self.model.get_input_embeddings()(ids)  # type: ignore[operator]
+            perturbed = embeds + perturbation_BLD[start:stop].to(embeds)
+            clean, attacked = (token_scores(self.model, ids, inputs_embeds_BLD=read) for read in (embeds, perturbed))
+            return _to_cpu(clean), _to_cpu(attacked)
+
+        clean, attacked = zip(*self._in_batches(len(ids_BL), evaluate), strict=True)
+        return _join(clean), _join(attacked)
+
+    def read(self, ids_BL: Tensor) -> tuple[Tensor, Layers | None]:
+        """Return Σ_S NLL of each sequence and, for ``candidates``, its keys and values: a forward pass alone."""
+
+        def evaluate(start: int, stop: int) -> tuple[Tensor, Layers | None]:
+            ids, cache = ids_BL[start:stop].to(self.device), DynamicCache()
+            return _total(token_nll(self.model, ids, self.scored, past=cache)), _layers(cache, ids.shape[1])
+
+        with torch.no_grad():
+            nats, layers = zip(*self._in_batches(len(ids_BL), evaluate), strict=True)
+        return torch.cat(nats), _concatenate(layers)
+
+    def gradient(self, ids_BL: Tensor, keep_cache: bool = False, perturbation_BLD: Tensor | None = None) -> Gradient:
         """Return Σ_S NLL and its gradient at the input embeddings.
 
         The labels are the ids themselves; no scored token is edited by an attack that uses this.
@@ -115,11 +139,15 @@ class Target:
         Args:
             ids_BL: token ids.
             keep_cache: also return the keys and values, for ``candidates``.
+            perturbation_BLD: added to the input embeddings.
         """
 
         def evaluate(start: int, stop: int) -> Gradient:
             ids = ids_BL[start:stop].to(self.device)
-            embeds = self.model.get_input_embeddings()(ids).detach().requires_grad_(True)  # type: ignore[operator]
+            embeds = self.model.get_input_embeddings()(ids).detach()  # type: ignore[operator]
+            if perturbation_BLD is not None:
+                embeds = embeds + perturbation_BLD[start:stop].to(embeds)
+            embeds.requires_grad_(True)
             cache = DynamicCache() if keep_cache else None
             with torch.enable_grad():
                 nll_BT = token_nll(self.model, ids, self.scored, past=cache, inputs_embeds_BLD=embeds)

@@ -55,9 +55,11 @@ def summarize(
     primary = [row for row in ok if "delta_nats" in row]  # absent where scored tokens were edited
     num_scored = sum(row["scored_tokens"] for row in primary)
     deltas = [row["delta_nats"] / row["scored_tokens"] for row in primary]
+    bound = {"upper_bound": True} if any(row.get("upper_bound") for row in rows) else {}
     return {
         "attack": rows[0]["attack"],
         "variant": rows[0]["variant"],
+        **bound,
         "n": len(ok),
         "missing": dict(Counter(row["reason"] for row in rows if row["status"] == "missing")),
         "delta_nll": _ratio(math.fsum(row["delta_nats"] for row in primary), num_scored),
@@ -171,7 +173,7 @@ def _text_nats(row: Row) -> float | None:
 
 
 def _published(rows: Sequence[Row], success: float) -> Entry:
-    accounts = [row["published_accounting"] for row in rows]
+    accounts = [row["published_accounting"] for row in rows if "published_accounting" in row]
     means = {
         name: _mean([account[name] for account in accounts])
         for name in ("degradation", "clean", "attacked", "flipped", "untouched")

@@ -34,6 +34,7 @@ def evaluate_trigger(
     vocabulary: Vocabulary,
     windows: Sequence[Window],
     *,
+    controls: bool = True,
     log: JsonLines | None = None,
     stop: StopFlag | None = None,
     batch_documents: int = 8,
@@ -48,9 +49,10 @@ def evaluate_trigger(
     Args:
         attack: the search.
         found: what ``search_trigger`` returned.
-        model: the model that was searched on; frozen meanwhile, then as it was.
+        model: the model that was searched on, or another one; frozen meanwhile, then as it was.
         vocabulary: as in the search.
         windows: held-out documents.
+        controls: compare with snippets and random triggers too.
         log: rows already there are kept, new ones are appended after each batch.
         stop: read between batches.
         batch_documents: documents evaluated together.
@@ -67,14 +69,14 @@ def evaluate_trigger(
     rows = continue_rows(log, attack.name, attack.variant, windows)
     layout = TriggerLayout.for_model(model, vocabulary, attack.length, windows)
     best = None if found["best"] is None else found["finished"][found["best"]]
-    random_RK = _random_triggers(attack, vocabulary)
+    random_RK = _random_triggers(attack, vocabulary)[: NUM_CONTROLS if controls else 0]
     with frozen(model):
         target = Target(model, layout.scored(attack.length), batch_size)
         for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
             if stop is not None:
                 stop.check(f"trigger evaluation after {len(rows)} of {len(windows)} documents")
             batch = list(windows[first : first + batch_documents])
-            snippets = [_snippets(attack, window, windows) for window in batch]
+            snippets = [_snippets(attack, window, windows if controls else ()) for window in batch]
             fresh = [
                 {"index": first + index, "id": window.id, "attack": attack.name, "variant": attack.variant}
                 | (missing("no restart found a trigger with a finite loss") if best is None else figures)
@@ -106,7 +108,7 @@ def _judge(
     clean = target.scores(layout.join(none_1K, texts_BT))
     attacked = target.scores(layout.join(torch.tensor([best["trigger_ids"]]), texts_BT))
     initial_B = target.nats(layout.join(torch.tensor([best["initial_ids"]]), texts_BT))
-    random_BR = target.nats(layout.join(random_RK, texts_BT)).view(-1, len(batch)).T
+    random_BR = target.nats(layout.join(random_RK, texts_BT)).view(len(random_RK), len(batch)).T
     rows = []
     for index, text_T in enumerate(texts_BT):
         shift_R = target.nats(layout.join(snippets[index], text_T[None])) if len(snippets[index]) else torch.empty(0)

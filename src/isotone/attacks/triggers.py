@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from isotone import records
 from isotone.attacks.budget import forward_tokens, gradient_tokens
-from isotone.attacks.hotflip import first_order_gains, top_pairs
 from isotone.attacks.protocol import Window
 from isotone.attacks.running import Progress
 from isotone.attacks.scoring import Target, frozen
+from isotone.attacks.search import first_order_gains, top_pairs
 from isotone.attacks.vocabulary import Vocabulary
 from isotone.determinism import stream_key
 from isotone.errors import IsotoneError, UsageError

@@ -12,7 +12,14 @@ from isotone.errors import UsageError
 PER_ARM_MEASURES = ("evaluate", "triggers", "hotflip")
 """Kinds that measure every arm; they may run side by side."""
 
+FURTHER_ATTACKS = ("gcg", "coordinate", "pgd", "frequency")
+"""Kinds that measure every arm where ``attacks`` has a part of that name."""
+
+MEASURES = (*PER_ARM_MEASURES, *FURTHER_ATTACKS, "transfer")
+"""All kinds that measure an arm."""
+
 _NUMBERS = {"setup": 0, "constrain": 1, "evaluate": 4, "triggers": 5, "hotflip": 6, "aggregate": 7}
+_NUMBERS |= dict.fromkeys((*FURTHER_ATTACKS, "transfer"), _NUMBERS["hotflip"])
 
 
 @dataclass(frozen=True, order=True)
@@ -24,6 +31,11 @@ class Node:
 
     def __str__(self) -> str:
         return self.kind if self.arm is None else f"{self.kind}.{self.arm}"
+
+
+def further_attacks(experiment: Experiment) -> tuple[str, ...]:
+    """Return the kinds of ``FURTHER_ATTACKS`` that an experiment asks for."""
+    return tuple(kind for kind in FURTHER_ATTACKS if getattr(experiment.attacks, kind) is not None)
 
 
 class Graph:
@@ -42,10 +54,17 @@ class Graph:
                 before = Node("constrain", name)
             if arm.train:
                 self._add(Node("train", name), before)
-        for kind in PER_ARM_MEASURES:
+        further = further_attacks(experiment)
+        for kind in (*PER_ARM_MEASURES, *further):
             for name in self._arms:
                 self._add(Node(kind, name), self.end_of(name))
-        measures = [Node(kind, name) for kind in PER_ARM_MEASURES for name in self._arms]
+        measures = [Node(kind, name) for kind in (*PER_ARM_MEASURES, *further) for name in self._arms]
+        if experiment.attacks.transfer:
+            replayed = [node for node in measures if node.kind in ("triggers", "hotflip", "gcg", "coordinate")]
+            for name in self._arms:
+                ends = dict.fromkeys((Node("setup"), self.end_of(name)))
+                self.needs[Node("transfer", name)] = (*ends, *replayed)
+            measures += [Node("transfer", name) for name in self._arms]
         self.needs[Node("aggregate")] = (Node("setup"), *measures)
 
     @cached_property
@@ -89,8 +108,9 @@ class Graph:
         if text in self.stages:
             return text
         named = [name for name, number in self.stages.items() if text == str(number)]
-        if text == "3" and "train_monotonic" in named:
-            return "train_monotonic"
+        for number, founding in (("3", "train_monotonic"), ("6", "hotflip")):
+            if text == number and founding in named:
+                return founding
         if len(named) == 1:
             return named[0]
         known = ", ".join(f"{number} {name}" for name, number in self.stages.items())

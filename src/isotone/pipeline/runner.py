@@ -19,7 +19,7 @@ from isotone.errors import BlockedError, Stopped, UsageError
 from isotone.interruption import StopFlag
 from isotone.launch import World, world_of
 from isotone.pipeline.context import Context, Stage
-from isotone.pipeline.graph import Graph, Node
+from isotone.pipeline.graph import FURTHER_ATTACKS, MEASURES, Graph, Node
 from isotone.pipeline.lease import lease
 from isotone.pipeline.record import Standing, standing, write_record
 from isotone.pipeline.resolve import resolve
@@ -239,9 +239,8 @@ def _forget_other_work(context: Context) -> None:
     part = config_slice(context.experiment, context.seed, node)
     identity = {"configuration": records.hash_json(part), "inputs": context.inputs_hash}
     path = run.work(node) / "identity.json"
-    if node.kind in ("match", "evaluate", "triggers", "hotflip") and not (
-        path.is_file() and records.read_json(path) == identity
-    ):
+    measures = node.kind in ("match", *MEASURES)
+    if measures and not (path.is_file() and records.read_json(path) == identity):
         for place in run.found_by(node):
             context.say(f"{node}: {place} belongs to other settings; set aside as {records.set_aside(place).name}")
     records.write_json(path, identity)
@@ -264,7 +263,8 @@ def _wall_clock(context: Context) -> threading.Timer:
 
 
 def _stage(node: Node) -> Stage:
-    return import_module(f"isotone.pipeline.stages.{node.kind}").run
+    name = "further_attacks" if node.kind in FURTHER_ATTACKS else node.kind
+    return import_module(f"isotone.pipeline.stages.{name}").run
 
 
 def _prepare_torch(experiment: Experiment, seed: int, computes: bool) -> None:

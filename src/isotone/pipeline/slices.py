@@ -10,7 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from isotone.config import Experiment
-from isotone.pipeline.graph import Node
+from isotone.pipeline.graph import FURTHER_ATTACKS, Node
+
+_OF_ONE_ATTACK = {"hotflip", "triggers", *FURTHER_ATTACKS, "transfer"}
+"""Parts of ``attacks`` that are read by one kind of node."""
 
 _MATCHED_BY = {"protocol", "num_search_documents", "batch_documents", "checkpoint"}
 """What of ``attacks`` a matched loss depends on: where it is measured, and which checkpoints are meant."""
@@ -45,9 +48,14 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
         case "evaluate":
             return {"evaluation": _given(experiment.evaluation), "primary": attacks.checkpoint, **_machine(experiment)}
         case "hotflip" | "triggers":
-            other = {"hotflip": "triggers", "triggers": "hotflip"}[node.kind]
-            chosen = {k: v for k, v in _given(attacks).items() if k != other}
+            other = (_OF_ONE_ATTACK - {node.kind}) | ({"budget_tokens"} if node.kind == "triggers" else set())
+            chosen = {k: v for k, v in _given(attacks).items() if k not in other}
             return {"attacks": chosen, "seed": seed, **_machine(experiment)}
+        case kind if kind in FURTHER_ATTACKS:
+            chosen = {k: v for k, v in _given(attacks).items() if k not in _OF_ONE_ATTACK - {kind}}
+            return {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed, **_machine(experiment)}
+        case "transfer":
+            return {"attacks": _given(attacks), "seed": seed, **_machine(experiment)}
         case "aggregate":
             return {
                 "arms": {name: _given(arm) for name, arm in experiment.arms.items()},

@@ -75,9 +75,7 @@ def _findings(run: RunDirectory, experiment: Experiment) -> SeedFindings:
             f"isotone run … --only aggregate --fresh ({error.error_count()} faults)"
         ) from error
     arms = {arm: _arm_findings(run, final, arm, experiment.attacks.checkpoint) for arm in experiment.arms}
-    return SeedFindings(
-        final, quantities_of(arms, final.success_threshold, experiment.attacks.hotflip.published_success)
-    )
+    return SeedFindings(final, quantities_of(experiment, arms, final.success_threshold))
 
 
 def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: str) -> ArmFindings:
@@ -92,6 +90,8 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
         hotflip_rows={variant: _rows(run, Node("hotflip", arm), variant) for variant in variants},
         triggers=result.triggers,
         trigger_rows=_rows(run, Node("triggers", arm)),
+        attacks=result.attacks,
+        attack_rows={name: _rows(run, Node(name, arm)) for name in result.attacks},
         certificate=result.certificate,
         training=result.training,
         matched_loss=result.matched_loss,

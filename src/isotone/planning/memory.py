@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isotone.config import Training
-from isotone.pipeline.graph import Node
+from isotone.pipeline.graph import MEASURES, Node
 from isotone.planning.shape import ModelShape
 from isotone.planning.work import LONGEST_WINDOW, SKIPPED, Sizes, trigger_length
 
@@ -71,7 +71,7 @@ def host_memory(sizes: Sizes, machine: Machine, node: Node) -> float:
     if node.kind == "aggregate":
         return machine.baseline + PACKING + tokenizer
     if machine.device == "cpu":
-        own = tokenizer if node.kind in ("triggers", "hotflip") else 0
+        own = tokenizer if node.kind in MEASURES and node.kind != "evaluate" else 0
         return machine.baseline + own + _computing(sizes, machine, node, copies=True)
     # weights are read on the host and then moved; a save brings a shard back, as bytes and as a file's contents
     loading = 2 * weights if node.kind != "train" else weights + shape.stored_bytes

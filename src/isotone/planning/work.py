@@ -7,7 +7,7 @@ import numpy as np
 
 from isotone.config import Experiment, Training, epochs_as_fraction
 from isotone.evaluation.windows import fixed_batches
-from isotone.pipeline.graph import Node
+from isotone.pipeline.graph import FURTHER_ATTACKS, Node
 from isotone.planning.corpus import CorpusSize
 from isotone.planning.flops import forward_flops, gradient_flops, training_flops
 from isotone.planning.shape import ModelShape
@@ -107,7 +107,11 @@ def node_work(sizes: Sizes, node: Node) -> Work:
         case "triggers":
             return triggers(sizes) + _end(sizes, arm)
         case "hotflip":
-            return hotflip(sizes) + _end(sizes, arm)
+            return hotflip(sizes, arm) + _end(sizes, arm)
+        case kind if kind in FURTHER_ATTACKS:
+            return further_attack(sizes, kind, arm) + _end(sizes, arm)
+        case "transfer":
+            return transfer(sizes) + _end(sizes, arm)
         case _:
             return Work(tokenizers=1, vocabularies=1, constant_s=2)
 
@@ -183,35 +187,93 @@ def evaluation_flops(
     return total * len(lengths) / len(laid_out)
 
 
-def hotflip(sizes: Sizes) -> Work:
-    """Return the attack operations of stage 6 for one arm: every method, published and random edits beside it."""
-    config, shape = sizes.experiment.attacks, sizes.shape
-    protocol, flips = config.protocol, config.hotflip.flips
+def hotflip(sizes: Sizes, arm: str) -> Work:
+    """Return the attack operations of HotFlip on one arm: every method, published and random edits beside it."""
+    config, shape, costs = sizes.experiment.attacks, sizes.shape, _costs(sizes)
+    flips, length = config.hotflip.flips, config.protocol.length
+    tests, searches = _attacked(sizes)
+    width, gradients = config.hotflip.beam_width, {"once": 1, "iterative": flips, "shuffled": flips}
+    gradients["beam"] = 1 + (flips - 1) * width
+    total = 0.0
+    for method in config.hotflip.methods:
+        candidates = 0 if method == "once" else flips * config.hotflip.candidates
+        if config.budget_tokens is not None and method != "once":
+            candidates = config.budget_tokens // length - 3 * gradients[method]
+        one = gradients[method] * costs.gradient + candidates * costs.candidate + costs.judged
+        total += (tests + (searches if arm == "baseline" else 0)) * one
+    total += tests * (gradient_flops(shape, 1, length, length - 1) + 2 * flips * shape.head_weights + costs.judged)
+    total += tests * (2 * costs.clean + costs.judged)
+    total += searches * ((1 + config.random_draws) * costs.clean + costs.judged)
+    # the stage asks the tokenizer for its BOS before every method, published and both random ones included
+    return Work(attack=total, tokenizers=1 + len(methods_used(sizes, arm)), vocabularies=1)
+
+
+def methods_used(sizes: Sizes, arm: str) -> tuple[str, ...]:
+    """Return the variants that HotFlip's stage runs on an arm (pipeline/stages/hotflip.py)."""
+    methods: tuple[str, ...] = sizes.experiment.attacks.hotflip.methods
+    on_search = tuple(f"{method}_search" for method in methods) if arm == "baseline" else ()
+    return (*methods, "published", "random", "random_search", *on_search)
+
+
+def further_attack(sizes: Sizes, kind: str, arm: str) -> Work:
+    """Return the attack operations of one further attack on one arm (pipeline/stages/further_attacks.py)."""
+    config, costs = sizes.experiment.attacks, _costs(sizes)
+    lengths = None if config.budget_tokens is None else config.budget_tokens // config.protocol.length
+    one = 0.0
+    if kind == "gcg" and (gcg := config.gcg) is not None:
+        steps = gcg.steps if lengths is None else lengths // (3 + gcg.candidates)
+        one = steps * (costs.gradient + gcg.candidates * costs.candidate) + costs.judged
+    elif kind == "coordinate" and (coordinate := config.coordinate) is not None:
+        rounds = coordinate.rounds if lengths is None else (lengths - 1) // coordinate.candidates
+        one = rounds * (costs.clean + coordinate.candidates * costs.candidate) + costs.judged
+    elif kind == "pgd" and (pgd := config.pgd) is not None:
+        one = (pgd.steps if lengths is None else lengths // 3) * costs.gradient + costs.judged
+    elif kind == "frequency" and (frequency := config.frequency) is not None:
+        one = (1 + frequency.draws) * costs.clean + costs.judged
+    tests, searches = _attacked(sizes)
+    splits = 2 if arm == "baseline" and kind != "pgd" else 1
+    return Work(attack=(tests + (splits - 1) * searches) * one, tokenizers=1 + splits, vocabularies=1)
+
+
+def transfer(sizes: Sizes) -> Work:
+    """Return the operations of replaying all other arms' edits and triggers on one (pipeline/stages/transfer.py)."""
+    config, others = sizes.experiment.attacks, len(sizes.experiment.arms) - 1
+    replayed = len(config.hotflip.methods) + sum(part is not None for part in (config.gcg, config.coordinate))
+    tests, _ = _attacked(sizes)
+    total = others * (replayed + 1) * tests * _costs(sizes).judged  # a trigger: clean, attacked and its start
+    return Work(attack=total, tokenizers=1 + others * replayed, vocabularies=1)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """Operations of one text: a gradient with the ranking by it, a candidate, a forward, the judge."""
+
+    gradient: float
+    candidate: float
+    clean: float
+    judged: float
+
+
+def _costs(sizes: Sizes) -> _Costs:
+    protocol, shape = sizes.experiment.attacks.protocol, sizes.shape
     length, scored = protocol.length, protocol.continuation
-    tests = sizes.num_documents("attack_test", config.num_documents, length)
-    searches = sizes.num_documents("attack_search", config.num_search_documents, length)
-    gradient = gradient_flops(shape, 1, length, scored)
     gains = 2 * (protocol.prefix - 1) * shape.head_weights
     # candidates read what stands before their edit from the cache: half of the prefix in the mean
     cached = protocol.prefix / 2
-    candidate = forward_flops(shape, 1, length - cached, scored, before=cached)
     clean = forward_flops(shape, 1, length, scored)
-    judged = 2 * forward_flops(shape, 1, length, length - 1) + clean  # and once more as decoded and encoded text
-    methods = {
-        "once": gradient + gains + judged,
-        "iterative": flips * (gradient + gains + config.hotflip.candidates * candidate) + judged,
-    }
-    total = sum(tests * methods[name] for name in config.hotflip.methods)
-    total += tests * (gradient_flops(shape, 1, length, length - 1) + 2 * flips * shape.head_weights + judged)
-    total += tests * (2 * clean + judged)
-    total += searches * ((1 + config.random_draws) * clean + judged)
-    # the stage asks the tokenizer for its BOS before every method, published and both random ones included
-    return Work(attack=total, tokenizers=1 + len(methods_used(sizes)), vocabularies=1)
+    return _Costs(
+        gradient=gradient_flops(shape, 1, length, scored) + gains,
+        candidate=forward_flops(shape, 1, length - cached, scored, before=cached),
+        clean=clean,
+        judged=2 * forward_flops(shape, 1, length, length - 1) + clean,  # and once more as decoded and encoded text
+    )
 
 
-def methods_used(sizes: Sizes) -> tuple[str, ...]:
-    """Return the variants that stage 6 runs (pipeline/stages/hotflip.py)."""
-    return (*sizes.experiment.attacks.hotflip.methods, "published", "random", "random_search")
+def _attacked(sizes: Sizes) -> tuple[int, int]:
+    """Return how many held-out and how many search documents are attacked."""
+    config = sizes.experiment.attacks
+    tests = sizes.num_documents("attack_test", config.num_documents, config.protocol.length)
+    return tests, sizes.num_documents("attack_search", config.num_search_documents, config.protocol.length)
 
 
 def trigger_length(sizes: Sizes) -> int:

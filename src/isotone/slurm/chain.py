@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isotone import records
-from isotone.cluster import Cluster
+from isotone.cluster import FURTHER_STAGES, Cluster
 from isotone.config import Experiment
 from isotone.config_io import load_experiment
 from isotone.errors import UsageError
@@ -22,6 +22,7 @@ _FILES = {
     "evaluate": "job_4_evaluate.sh",
     "triggers": "job_5_uat.sh",
     "hotflip": "job_6_hotflip.sh",
+    **{stage: f"job_6_{stage}.sh" for stage in FURTHER_STAGES},
     "aggregate": "job_7_aggregate.sh",
 }
 

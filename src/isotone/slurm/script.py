@@ -17,6 +17,11 @@ TITLES = {
     "evaluate": "Stage 4: perplexity on held-out text",
     "triggers": "Stage 5: universal adversarial triggers",
     "hotflip": "Stage 6: HotFlip",
+    "gcg": "Stage 6: greedy coordinate gradient",
+    "coordinate": "Stage 6: gradient-free coordinate search",
+    "pgd": "Stage 6: projected gradient ascent on embeddings, an upper bound",
+    "frequency": "Stage 6: random edits with tokens as frequent as in text",
+    "transfer": "Stage 6: every arm's edits and triggers on every other arm",
     "aggregate": "Stage 7: results, conclusions, report",
     "summary": "Summary over all seeds",
 }

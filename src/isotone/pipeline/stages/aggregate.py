@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from isotone import records
-from isotone.attacks import Vocabulary, success_threshold, summarize, summarize_triggers
+from isotone.attacks import Vocabulary, success_threshold, summarize, summarize_triggers, worst_case
+from isotone.attacks.ensemble import ENSEMBLE
 from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context
-from isotone.pipeline.graph import Node
+from isotone.pipeline.graph import Node, further_attacks
+from isotone.pipeline.stages.further_attacks import SEARCH
 from isotone.pipeline.stages.hotflip import attacks
 from isotone.report import write_report, write_tables
 from isotone.report.summary import summary_text, triggers_csv
 from isotone.report.texts import write_token_texts
 from isotone.result_models import AttackResults, EvaluationResults, to_json
-from isotone.results import BASELINE, ArmFindings, build_final_results
+from isotone.results import BASELINE, ArmFindings, build_final_results, primary_variant
+from isotone.transfer import transfer_matrix
 
 Json = dict[str, Any]
 
@@ -25,8 +28,14 @@ def run(context: Context) -> list[Path]:
     tokenizer = pinned_tokenizer(context)
     vocabulary = Vocabulary.from_tokenizer(tokenizer, records.read_json(context.run.pinned_model)["vocab_size"])
     findings = {arm: _findings(context, arm, threshold, vocabulary) for arm in context.experiment.arms}
+    transfer = {arm: _rows(context, Node("transfer", arm)) for arm in findings}
     final = build_final_results(
-        context.experiment, context.seed, findings, threshold=threshold, margins=_margins(findings[BASELINE])
+        context.experiment,
+        context.seed,
+        findings,
+        threshold=threshold,
+        margins=_margins(context, findings[BASELINE]),
+        transfer=transfer_matrix(findings, transfer) if context.experiment.attacks.transfer else (),
     )
     results = context.run.results
     evaluation = {
@@ -46,12 +55,13 @@ def run(context: Context) -> list[Path]:
     }
     for name, data in texts.items():
         records.write_bytes(results / name, data)
+    ensembles = [_write_ensemble(context, arm, f) for arm, f in findings.items() if ENSEMBLE in f.attack_rows]
     tokens = write_token_texts(context.run.root, _all_attack_rows(findings.values()), tokenizer)
     tables = write_tables(context.run.root)
     report = write_report(context.run.root)
     context.say(summary_text(final))
     context.say(f"report: {report}")
-    return [tokens, *tables, *(results / name for name in texts)]
+    return [tokens, *tables, *ensembles, *(results / name for name in texts)]
 
 
 def _findings(context: Context, arm: str, threshold: float | None, vocabulary: Vocabulary) -> ArmFindings:
@@ -59,7 +69,7 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
     config = context.experiment.attacks.hotflip
     rows = {
         variant: _rows(context, Node("hotflip", arm), variant)
-        for variant, (split, _) in attacks(context.experiment, context.seed).items()
+        for variant, (split, _) in attacks(context.experiment, context.seed, arm).items()
         if split == "attack_test"
     }
     trigger_rows = _rows(context, Node("triggers", arm))
@@ -70,28 +80,62 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         threshold=threshold,
         published_success=config.published_success,
     )
+    further: dict[str, list[Json]] = {
+        kind: _rows(context, Node(kind, arm)) for kind in further_attacks(context.experiment)
+    }
+    if further:
+        further[ENSEMBLE] = worst_case([*rows.values(), *further.values()])
+
+    def entry(found: list[Json]) -> Json:
+        return summarize(found, threshold=threshold, published_success=config.published_success)
+
     return ArmFindings(
         evaluation=evaluation["checkpoints"],
         primary_checkpoint=evaluation["primary_checkpoint"],
         evaluation_rows=_rows(context, Node("evaluate", arm)),
-        hotflip={
-            variant: summarize(found, threshold=threshold, published_success=config.published_success)
-            for variant, found in rows.items()
-        },
+        hotflip={variant: entry(found) for variant, found in rows.items()},
         hotflip_rows=rows,
         triggers=triggers,
         trigger_rows=trigger_rows,
+        attacks={name: entry(found) for name, found in further.items()},
+        attack_rows=further,
         certificate=evaluation["certificate"],
         training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
         matched_loss=_result(context, Node("match", arm)) if context.experiment.arms[arm].matched_loss else None,
     )
 
 
-def _margins(baseline: ArmFindings) -> dict[str, float]:
-    """Return δ: a tenth of what the attack does to the baseline on search documents, where that is known."""
+def _margins(context: Context, baseline: ArmFindings) -> dict[str, float]:
+    """Return δ by attack: a tenth of what it does to the baseline on search documents, where that is known."""
     entry = baseline.triggers or {}
     best = [r for r in entry.get("restarts", ()) if r["restart"] == entry["best_restart"]]
-    return {"triggers": 0.1 * abs(best[0]["search_delta_nll"])} if best else {}
+    changes = {"triggers": best[0]["search_delta_nll"]} if best else {}
+    for name, rows in _on_search_documents(context).items():
+        if rows and (change := summarize(rows)["delta_nll"]) is not None:
+            changes[name] = change
+    return {name: 0.1 * abs(change) for name, change in changes.items()}
+
+
+def _on_search_documents(context: Context) -> dict[str, list[Json]]:
+    """Return the rows of the baseline's search documents under HotFlip's primary variant, further attacks, and all."""
+    node, experiment = Node("hotflip", BASELINE), context.experiment
+    methods: tuple[str, ...] = experiment.attacks.hotflip.methods
+    hotflip = {method: _rows(context, node, f"{method}_search") for method in methods}
+    further = {
+        kind: _rows(context, Node(kind, BASELINE), SEARCH) for kind in further_attacks(experiment) if kind != "pgd"
+    }
+    found = {"hotflip": hotflip[primary_variant(experiment)]}
+    found |= {kind: rows for kind, rows in further.items() if kind != "frequency"}  # a control decides nothing
+    if further_attacks(experiment):
+        random = _rows(context, node, "random_search")
+        found[ENSEMBLE] = worst_case([*hotflip.values(), random, *further.values()])
+    return found
+
+
+def _write_ensemble(context: Context, arm: str, found: ArmFindings) -> Path:
+    path = context.run.documents(Node(ENSEMBLE, arm))
+    records.write_bytes(path, records.dump_json_lines(found.attack_rows[ENSEMBLE]))
+    return path
 
 
 def _rows(context: Context, node: Node, variant: str | None = None) -> list[Json]:

@@ -1,13 +1,17 @@
-"""Stage 6: HotFlip on one arm, in every method asked for, with the published attack and random edits beside it."""
+"""Stage 6: HotFlip on one arm, in every method asked for, with the published attack and random edits beside it.
+
+The methods also attack the search documents of the baseline: a tenth of what they do there is the margin of
+equivalence.
+"""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isotone import records
-from isotone.attacks import HotFlip, PublishedHotFlip, RandomEdits, run_documents
+from isotone.attacks import BeamHotFlip, HotFlip, PublishedHotFlip, RandomEdits, ShuffledHotFlip, run_documents
 from isotone.attacks.interface import DocumentAttack
-from isotone.config import Experiment
+from isotone.config import Attacks, Experiment
 from isotone.data.packed import open_packed
 from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
 from isotone.pipeline.context import Context
@@ -20,7 +24,7 @@ def run(context: Context) -> list[Path]:
     model = load_end(context, context.arm_name, config.checkpoint)
     vocabulary, protocol = attack_vocabulary(context, model), prefix_protocol(context)
     outputs, documents = list[Path](), dict[str, Any]()
-    for variant, (split, attack) in attacks(context.experiment, context.seed).items():
+    for variant, (split, attack) in attacks(context.experiment, context.seed, context.arm_name).items():
         windows, num_short = attacked_windows(context, data, split, first_token(context))
         documents[split] = {"attacked": len(windows), "too_short": num_short}
         path = context.run.documents(context.node, variant)
@@ -47,18 +51,32 @@ def _show(bar: ProgressBar, variant: str, done: int, total: int) -> None:
     bar.update(done, variant)
 
 
-def attacks(experiment: Experiment, seed: int) -> dict[str, tuple[str, DocumentAttack]]:
-    """Return every attack of the stage by variant, with the split that it attacks."""
+def attacks(experiment: Experiment, seed: int, arm: str) -> dict[str, tuple[str, DocumentAttack]]:
+    """Return every attack of the stage on an arm by variant, with the split that it attacks."""
     config = experiment.attacks
+    methods: dict[str, DocumentAttack] = {method: _method(config, method, seed) for method in config.hotflip.methods}
     found: dict[str, tuple[str, DocumentAttack]] = {
-        method: (
-            "attack_test",
-            HotFlip(flips=config.hotflip.flips, method=method, candidates=config.hotflip.candidates),
-        )
-        for method in config.hotflip.methods
+        method: ("attack_test", attack) for method, attack in methods.items()
     }
     found["published"] = ("attack_test", PublishedHotFlip(flips=config.hotflip.flips))
     random = RandomEdits(flips=config.hotflip.flips, draws=config.random_draws, seed=seed)
     found["random"] = ("attack_test", RandomEdits(flips=config.hotflip.flips, draws=1, seed=seed))
     found["random_search"] = ("attack_search", random)
+    if arm == "baseline":
+        found |= {f"{method}_search": ("attack_search", attack) for method, attack in methods.items()}
     return found
+
+
+def _method(config: Attacks, method: str, seed: int) -> DocumentAttack:
+    flips, candidates, budget = config.hotflip.flips, config.hotflip.candidates, config.budget_tokens
+    match method:
+        case "once":
+            return HotFlip(flips=flips, method="once", candidates=candidates)
+        case "iterative":
+            return HotFlip(flips=flips, candidates=candidates, budget_tokens=budget)
+        case "beam":
+            width = config.hotflip.beam_width
+            return BeamHotFlip(flips=flips, width=width, candidates=candidates, budget_tokens=budget)
+        case "shuffled":
+            return ShuffledHotFlip(flips=flips, candidates=candidates, budget_tokens=budget, seed=seed)
+    raise AssertionError(method)

@@ -14,15 +14,7 @@ def run(context: Context) -> list[Path]:
     config, data = context.experiment.attacks, open_packed(context.run.data)
     model = load_end(context, context.arm_name, config.checkpoint)
     vocabulary = attack_vocabulary(context, model)
-    attack = UniversalTriggers(
-        length=config.triggers.length,
-        candidates=config.triggers.candidates,
-        iterations=config.triggers.iterations,
-        restarts=config.triggers.restarts,
-        batch_documents=config.triggers.batch_size,
-        budget_tokens=config.triggers.budget_tokens,
-        seed=context.seed,
-    )
+    attack = trigger_search(context)
     search_windows, num_short_search = attacked_windows(context, data, "attack_search")
     with context.progress(1, "step") as bar:
         found = search_trigger(
@@ -60,3 +52,17 @@ def run(context: Context) -> list[Path]:
         },
     )
     return [path, result]
+
+
+def trigger_search(context: Context) -> UniversalTriggers:
+    """Return the search as configured."""
+    config = context.experiment.attacks.triggers
+    return UniversalTriggers(
+        length=config.length,
+        candidates=config.candidates,
+        iterations=config.iterations,
+        restarts=config.restarts,
+        batch_documents=config.batch_size,
+        budget_tokens=config.budget_tokens,
+        seed=context.seed,
+    )

@@ -1,0 +1,64 @@
+"""Stage 6: one further attack on one arm, on the same documents as HotFlip; which one, the node's kind says.
+
+An attack on texts also attacks the search documents of the baseline: a tenth of what it does there is the margin of
+equivalence.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+from isotone.attacks import GCG, CoordinateSearch, EmbeddingPGD, FrequencyEdits, run_documents, token_counts
+from isotone.attacks.interface import DocumentAttack
+from isotone.config import Attacks
+from isotone.data.packed import PackedData, open_packed
+from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
+from isotone.pipeline.context import Context
+
+SEARCH = "search"
+"""Names the rows of the search documents."""
+
+
+def run(context: Context) -> list[Path]:
+    """Attack the held-out documents, and on the baseline the search documents too."""
+    config, data = context.experiment.attacks, open_packed(context.run.data)
+    model = load_end(context, context.arm_name, config.checkpoint)
+    vocabulary, protocol = attack_vocabulary(context, model), prefix_protocol(context)
+    attack = _attack(config, context.node.kind, context.seed, data, len(vocabulary.admissible_V))
+    splits: dict[str, str | None] = {"attack_test": None}
+    if context.arm_name == "baseline" and not attack.upper_bound:
+        splits["attack_search"] = SEARCH
+    outputs, documents = list[Path](), dict[str, Any]()
+    for split, name in splits.items():
+        windows, num_short = attacked_windows(context, data, split, first_token(context))
+        documents[split] = {"attacked": len(windows), "too_short": num_short}
+        outputs.append(context.run.documents(context.node, name))
+        with context.progress(len(windows), "document") as bar:
+            run_documents(
+                attack,
+                model,
+                vocabulary,
+                windows,
+                protocol,
+                log=records.JsonLines(outputs[-1]),
+                stop=context.stop,
+                batch_documents=config.batch_documents,
+                progress=bar.set,
+            )
+    result = context.run.node_result(context.node)
+    records.write_json(result, {"schema": 1, "arm": context.arm_name, "attack": repr(attack), "documents": documents})
+    return [*outputs, result]
+
+
+def _attack(config: Attacks, kind: str, seed: int, data: PackedData, num_embeddings: int) -> DocumentAttack:
+    flips, budget = config.hotflip.flips, config.budget_tokens
+    if (gcg := config.gcg) is not None and kind == "gcg":
+        return GCG(flips, gcg.top_k, gcg.candidates, gcg.steps, budget_tokens=budget, seed=seed)
+    if (coordinate := config.coordinate) is not None and kind == "coordinate":
+        return CoordinateSearch(flips, coordinate.candidates, coordinate.rounds, budget_tokens=budget, seed=seed)
+    if (pgd := config.pgd) is not None and kind == "pgd":
+        return EmbeddingPGD(flips, pgd.steps, pgd.radius, budget_tokens=budget)
+    if (frequency := config.frequency) is not None and kind == "frequency":
+        counts_V = token_counts(data.documents("attack_search"), num_embeddings)
+        return FrequencyEdits(flips, frequency.draws, seed=seed, counts_V=counts_V)
+    raise AssertionError(f"attacks.{kind} is not configured")
