@@ -3,7 +3,7 @@
 #
 #   quick        ruff, then configuration, scripts, scoring, parametrizations and the graph; about a minute
 #   unit         all but the tests that start or kill processes
-#   integration  those
+#   integration  those; as root on Debian, Slurm is installed for them where it is missing
 #   coverage     all tests, with the share of lines they reach
 #   all          ruff, mypy, all tests: what CI runs (the default)
 #
@@ -19,6 +19,7 @@ quick | unit | integration | coverage | all) ;;
 *) echo "ERROR: unknown mode $mode; allowed: quick, unit, integration, coverage, all" >&2 && exit 2 ;;
 esac
 ensure_venv pocket,gguf,dev
+case "$mode" in integration | coverage | all) bash "$ROOT/scripts/install_test_packages.sh" ;; esac
 cd "$ROOT"
 export OMP_NUM_THREADS=1
 workers=${TEST_WORKERS:-$("$VENV/bin/python" -c 'import os; print(min(4, os.cpu_count() or 1))')}

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import typer
 
+from isotone.arguments import spread_lists
+from isotone.cluster import Cluster
 from isotone.config_io import list_presets, load_experiment
+from isotone.slurm.site import load_cluster
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,7 +29,7 @@ def _commands(page: Path) -> list[list[str]]:
     lines = [line for block in _blocks(page, "bash") for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     found = [w[w.index("isotone") + 1 :] for w in words if "isotone" in w]
-    return [w[: w.index(">")] if ">" in w else w for w in found]
+    return [spread_lists(w[: w.index(">")] if ">" in w else w) for w in found]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
@@ -78,3 +81,11 @@ def test_presets_that_are_named_exist() -> None:
 def test_no_page_names_a_machine() -> None:
     for page in PAGES:
         assert not re.search(r"/work/|/root/|/home/\w", page.read_text()), page
+
+
+def test_the_site_profile_that_the_cluster_guide_shows_is_valid(tmp_path: Path) -> None:
+    profile = tmp_path / "cluster.yaml"
+    (block,) = _blocks(ROOT / "docs/cluster.md", "yaml cluster.yaml")
+    profile.write_text(block)
+    cluster = load_cluster(str(profile), Cluster())
+    assert cluster.resources("setup").partition == "cpu"

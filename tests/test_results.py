@@ -23,7 +23,7 @@ from isotone.attacks.triggers import UniversalTriggers, search_trigger
 from isotone.config import Experiment
 from isotone.evaluation import summarize
 from isotone.report.summary import summary_text, triggers_csv
-from isotone.result_models import PUBLISHED, SCHEMA_FOLDER, FinalResults, json_schema, to_json
+from isotone.result_models import SCHEMA_FOLDER, SCHEMAS, FinalResults, json_schema, to_json
 from isotone.results import ArmFindings, build_final_results, differences_between_arms
 
 PROTOCOL = PrefixProtocol(prefix=8, gap=2, continuation=20)
@@ -173,7 +173,7 @@ def test_written_results_are_read_back_and_hold_nothing_else(found: dict[str, Ar
         FinalResults.model_validate(written | {"extra": 1})
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SCHEMAS)
 def test_published_schemas_are_those_of_the_classes(name: str) -> None:
     """``python -m isotone.result_models`` writes them anew."""
     assert records.read_json(SCHEMA_FOLDER / f"{name}.schema.json") == json_schema(name)

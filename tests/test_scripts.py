@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("run_all.sh", "run_tests.sh", "scripts/activate.sh", ".ci/run")
+SCRIPTS = ("run_all.sh", "run_tests.sh", "scripts/activate.sh", "scripts/install_test_packages.sh", ".ci/run")
 
 
 @pytest.fixture
@@ -133,10 +133,11 @@ def test_an_unknown_kind_of_test_is_answered_with_the_known_ones(checkout: Path)
     assert result.stderr == "ERROR: unknown mode fast; allowed: quick, unit, integration, coverage, all\n"
 
 
-def test_submission_is_not_pretended(checkout: Path) -> None:
-    result = _run(checkout, "run_all.sh", "pocket", "--slurm")
-    assert result.returncode == 1
-    assert result.stderr.startswith("ERROR: --slurm")
+@pytest.mark.parametrize("given", [["pocket", "--slurm", "--seeds", "1", "2"], ["--slurm", "--seeds", "1", "2"]])
+def test_with_slurm_an_experiment_is_submitted_and_not_run(checkout: Path, given: list[str]) -> None:
+    assert _run(checkout, "run_all.sh", *given).returncode == 0
+    assert _calls(checkout, "submit") == ["submit pocket --seeds 1 2"]
+    assert not _calls(checkout, "run pocket")
 
 
 def test_every_dependency_is_pinned() -> None:

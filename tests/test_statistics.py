@@ -10,44 +10,116 @@ from isotone.statistics import (
     mcnemar,
     paired_difference,
     proportion_interval,
+    proportion_interval_over_seeds,
     ratio_estimate,
     sign_flip_p,
 )
 
 
 def simulated(
-    generator: np.random.Generator, num_seeds: int, num_documents: int, truth: float = 0.0
+    generator: np.random.Generator,
+    num_seeds: int,
+    num_documents: int,
+    truth: float = 0.0,
+    *,
+    seed_sd: float = 0.05,
+    interaction_sd: float = 0.1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of paired differences: seeds and documents have their own effects, and documents their own lengths."""
+    """Sums of paired differences: seeds, documents and their pairs have effects, and documents their own lengths.
+
+    With one seed its effect is part of the truth: what is estimated is the difference of the two models at hand.
+    """
     n_D = generator.integers(40, 90, num_documents)
     per_token_SD = (
         truth
-        + (generator.normal(0, 0.05, (num_seeds, 1)) if num_seeds > 1 else 0)
+        + (generator.normal(0, seed_sd, (num_seeds, 1)) if num_seeds > 1 else 0)
         + generator.exponential(0.2, num_documents)
         - 0.2
-        + generator.normal(0, 0.1, (num_seeds, num_documents))
+        + generator.normal(0, interaction_sd, (num_seeds, num_documents))
     )
     return per_token_SD * n_D, n_D
 
 
-@pytest.mark.parametrize(("num_seeds", "num_documents"), [(1, 48), (1, 200), (5, 100)])
-def test_intervals_cover_the_truth(num_seeds: int, num_documents: int) -> None:
-    generator = np.random.default_rng(num_seeds)
+def coverage(num_seeds: int, num_documents: int, num_draws: int = 2000, **effects: float) -> float:
+    """Return how often the 95 % interval holds the truth."""
+    generator = np.random.default_rng((num_seeds, num_documents))
     covered = []
-    for _ in range(1500):
-        low, high = ratio_estimate(*simulated(generator, num_seeds, num_documents, truth=0.3)).ci95 or (0, 0)
+    for _ in range(num_draws):
+        low, high = ratio_estimate(*simulated(generator, num_seeds, num_documents, truth=0.3, **effects)).ci95 or (0, 0)
         covered.append(low <= 0.3 <= high)
-    assert 0.92 <= np.mean(covered) <= 0.97
+    return float(np.mean(covered))
 
 
-def test_the_sign_flip_test_keeps_its_size() -> None:
-    generator = np.random.default_rng(7)
+@pytest.mark.parametrize("seed_sd", [0.02, 0.05])
+@pytest.mark.parametrize(("num_seeds", "num_documents"), [(3, 48), (3, 100), (5, 48), (5, 200)])
+def test_intervals_over_seeds_cover_the_truth(num_seeds: int, num_documents: int, seed_sd: float) -> None:
+    """Whether seeds add little to the spread of documents or as much as it (documents alone: .2/√100 = .02)."""
+    assert 0.92 <= coverage(num_seeds, num_documents, seed_sd=seed_sd) <= 0.97
+
+
+@pytest.mark.parametrize("num_documents", [48, 200])
+def test_intervals_of_one_seed_cover_the_difference_of_its_models(num_documents: int) -> None:
+    assert 0.92 <= coverage(1, num_documents) <= 0.97
+
+
+@pytest.mark.parametrize(("num_seeds", "least", "most"), [(2, 0.85, 0.91), (3, 0.90, 0.95), (5, 0.92, 0.97)])
+def test_what_few_seeds_that_differ_much_cost_in_coverage_is_known(num_seeds: int, least: float, most: float) -> None:
+    """The page of a summary over two seeds says so."""
+    assert least <= coverage(num_seeds, 100, seed_sd=0.2) <= most
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5])
+def test_intervals_are_too_wide_and_not_too_narrow_where_pairs_vary_more_than_documents(num_seeds: int) -> None:
+    """v_s and v_d both hold the variance of the pairs, so there the interval is conservative."""
+    assert 0.97 <= coverage(num_seeds, 100, seed_sd=0.02, interaction_sd=0.4) <= 0.99
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3, 5])
+def test_the_t_test_keeps_its_size(num_seeds: int) -> None:
+    generator = np.random.default_rng(num_seeds)
+    p = [ratio_estimate(*simulated(generator, num_seeds, 100)).p or 0 for _ in range(2000)]
+    assert 0.03 <= np.mean(np.array(p) <= 0.05) <= 0.075
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3, 5])
+def test_the_sign_flip_test_of_several_seeds_keeps_its_size(num_seeds: int) -> None:
+    """Its null is about these models: documents and pairs vary around nothing, seeds add nothing."""
+    generator = np.random.default_rng(num_seeds)
     rejected = []
     for draw in range(1000):
         n_D = generator.integers(40, 90, 40)
-        x_D = n_D * generator.laplace(0, 0.2, 40)
-        rejected.append(sign_flip_p(x_D, seed=draw, num_flips=399) <= 0.05)
+        per_token_SD = generator.laplace(0, 0.2, 40) + generator.normal(0, 0.1, (num_seeds, 40))
+        rejected.append(sign_flip_p(per_token_SD * n_D, seed=draw, num_flips=399) <= 0.05)
     assert 0.03 <= np.mean(rejected) <= 0.07
+
+
+def test_a_share_over_seeds_covers_the_truth() -> None:
+    """Each document is a success with a chance of its own (mean .3), drawn anew in each seed."""
+    generator = np.random.default_rng(5)
+    covered = []
+    for _ in range(1000):
+        success_SD = generator.random((3, 100)) < generator.beta(0.6, 1.4, 100)
+        low, high = proportion_interval_over_seeds(ratio_estimate(success_SD, np.ones(100))) or (0, 0)
+        covered.append(low <= 0.3 <= high)
+    assert 0.92 <= np.mean(covered) <= 0.99
+
+
+def test_seeds_that_agree_on_every_document_are_no_further_trials() -> None:
+    low, high = proportion_interval_over_seeds(ratio_estimate(np.zeros((3, 48)), np.ones(48))) or (1, 1)
+    one_low, one_high = proportion_interval(0, 48) or (1, 1)
+    assert low == pytest.approx(one_low, abs=1e-12)
+    assert high == pytest.approx(one_high, rel=0.06)  # t in the place of the normal quantile
+    assert proportion_interval_over_seeds(ratio_estimate(np.ones((3, 1)), np.ones(1))) is None
+
+
+def test_counts_may_be_each_seeds_own() -> None:
+    x_SD, n_SD = np.array([[1.0, 4.0, 3.0], [3.0, 2.0, 5.0]]), np.array([[2.0, 4.0, 6.0], [1.0, 5.0, 6.0]])
+    e_SD = (x_SD - 18 / 24 * n_SD) / 4
+    v_s, v_d = sum(e_SD.mean(axis=1) ** 2) / 2, sum(e_SD.mean(axis=0) ** 2) / 6
+    result = ratio_estimate(x_SD, n_SD)
+    assert (result.value, result.se) == pytest.approx((18 / 24, (v_s + v_d) ** 0.5))
+    with pytest.raises(ValueError, match="fit"):
+        ratio_estimate(x_SD, n_SD[:, :2])
 
 
 def test_one_seed_of_equal_documents_is_the_paired_t_test() -> None:

@@ -72,7 +72,9 @@ def ratio_estimate(x_SD: np.ndarray, n_D: np.ndarray) -> Estimate:
     """Estimate Σx/Σn with a t interval.
 
     With e_sd = (x_sd − value·n_sd)/n̄ the variance is v_s + v_d: v_s = Σ_s ē_s²/(K(K−1)) between seeds (absent with one
-    seed), v_d = Σ_d ē_d²/(N(N−1)) between documents; degrees of freedom by Satterthwaite.
+    seed), v_d = Σ_d ē_d²/(N(N−1)) between documents; degrees of freedom by Satterthwaite. Simulated coverage is .92 to
+    .97 at 1, 3 and 5 seeds; up to .985 where pairs of seed and document vary more than documents do, since both terms
+    then hold that variance; and .88 at 2 seeds that differ much.
 
     Args:
         x_SD: sums, one row a seed [K, N]; a single row may be given as [N].
@@ -137,7 +139,8 @@ def effect_size(differences_D: np.ndarray) -> float | None:
 def sign_flip_p(x_SD: np.ndarray, *, seed: int = 0, num_flips: int = NUM_SIGN_FLIPS) -> float:
     """Return the randomization p of no difference: each document's sign is flipped, the same in all seeds.
 
-    p = (1 + #{|T*| ≥ |T|})/(B + 1) with T = Σ_d ε_d Σ_s x_sd.
+    p = (1 + #{|T*| ≥ |T|})/(B + 1) with T = Σ_d ε_d Σ_s x_sd. It speaks of the models at hand, with several seeds too:
+    an effect that seeds have on all documents alike counts as a difference of the arms.
     """
     x_D = np.atleast_2d(np.asarray(x_SD, dtype=np.float64)).sum(axis=0)
     generator = np.random.default_rng((seed, 0x51F))

@@ -10,7 +10,11 @@ import numpy as np
 from isotone import records
 from isotone.attacks import summary as attack_summary
 from isotone.config import Experiment
+from isotone.config_io import load_experiment
 from isotone.evaluation import summarize
+from isotone.pipeline.graph import Graph
+from isotone.pipeline.record import write_record
+from isotone.pipeline.run_directory import RunDirectory
 from isotone.result_models import to_json
 from isotone.results import ArmFindings, build_final_results
 
@@ -27,6 +31,7 @@ _SEARCH: dict[str, Any] = {
     "finished": [
         {
             "restart": restart,
+            "iterations": 2,
             "trigger_ids": [1, 2, 3 + restart],
             "initial_ids": [5, 6, 7],
             "search_nll": 3.5 + restart / 10,
@@ -74,35 +79,61 @@ def write_run(
     num_documents: int = 24,
     text: Sequence[str] = TEXT,
     tokens: bool = True,
+    seed: int = 42,
+    complete: bool = False,
 ) -> Path:
-    """Write a run's folder and return it; arms outside of ``attacked`` are neither evaluated nor attacked."""
+    """Write a run's folder and return it; arms outside of ``attacked`` are neither evaluated nor attacked.
+
+    Seeds share documents and differ in losses; ``complete`` gives every node of the graph its true record.
+    """
     from isotone.report import write_token_texts
 
     tokenizer = Words(text)
-    run = root / "pocket" / "seed-42"
+    run = root / "pocket" / f"seed-{seed}"
     experiment = Experiment.model_validate({"name": "pocket", "description": "A made-up run.", "arms": ARMS})
     records.write_json(run / "config.yaml", experiment.model_dump(mode="json", exclude_defaults=True) | {"arms": ARMS})
     findings, all_rows = {}, []
+    shift = (seed - 42) % 7 / 100
     for arm in attacked:
-        rows = {v: hotflip_rows(arm, v, num_documents, tokenizer, text) for v in VARIANTS}
+        rows = {v: hotflip_rows(arm, v, num_documents, tokenizer, text, shift) for v in VARIANTS}
         triggers = trigger_rows(arm, num_documents)
+        evaluation = _evaluation_rows(arm, shift)
+        records.JsonLines(run / "results" / "documents" / f"evaluate.{arm}.jsonl").append(*evaluation)
         for variant, of_variant in rows.items():
             records.JsonLines(run / "results" / "documents" / f"hotflip.{arm}.{variant}.jsonl").append(*of_variant)
             all_rows += of_variant
         records.JsonLines(run / "results" / "documents" / f"triggers.{arm}.jsonl").append(*triggers)
-        findings[arm] = _findings(arm, rows, triggers)
+        findings[arm] = _findings(arm, rows, triggers, evaluation, THRESHOLD + shift)
         if ARMS[arm].get("train", True):
             records.JsonLines(run / "metrics" / f"train.{arm}.jsonl").append(*_metrics(arm))
         _write_record(run, f"hotflip.{arm}")
-    results = build_final_results(experiment, 42, findings, threshold=THRESHOLD, margins={"hotflip": 0.03})
+    margins = {"hotflip": 0.03 + shift}
+    results = build_final_results(experiment, seed, findings, threshold=THRESHOLD + shift, margins=margins)
     records.write_json(run / "results" / "final_results.json", to_json(results))
     if tokens:
         write_token_texts(run, all_rows, tokenizer)
+    if complete:
+        write_true_records(RunDirectory(run), seed)
     return run
 
 
+def write_true_records(run: RunDirectory, seed: int) -> None:
+    """Write the record of every node, over the results that are there."""
+    experiment = load_experiment(run.config)
+    graph = Graph(experiment)
+    for node in graph.nodes:
+        outputs = [p for p in run.results.rglob("*.jsonl") if p.name.startswith(f"{node}.")]
+        outputs += [run.results / "final_results.json"] if node.kind == "aggregate" else []
+        write_record(run, graph, experiment, seed, node, outputs, {"seconds": 1.0})
+
+
 def hotflip_rows(
-    arm: str, variant: str, num_documents: int, tokenizer: Words, text: Sequence[str] = TEXT
+    arm: str,
+    variant: str,
+    num_documents: int,
+    tokenizer: Words,
+    text: Sequence[str] = TEXT,
+    shift: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Return rows as isotone.attacks writes them; the last document has no figures."""
     rows = []
@@ -117,7 +148,7 @@ def hotflip_rows(
         positions = sorted(generator.choice(np.arange(1, PREFIX), 3, replace=False).tolist())
         edits = [[p, ids[p], (ids[p] + 1 + int(generator.integers(20))) % len(tokenizer.words)] for p in positions]
         clean = generator.gamma(2, _NLL[arm] / 2, SCORED)
-        rise = generator.normal(_HARM[arm] * (1 if variant == "iterative" else 0.6), 0.9, SCORED)
+        rise = generator.normal(_HARM[arm] * (1 if variant == "iterative" else 0.6) + shift, 0.9, SCORED)
         context = generator.gamma(2, 1.5, PREFIX + GAP - 1)
         degradation = float(rise.sum() / clean.sum())
         rows.append(
@@ -171,10 +202,11 @@ def trigger_rows(arm: str, num_documents: int) -> list[dict[str, Any]]:
     ]
 
 
-def _findings(arm: str, rows: Mapping[str, Any], triggers: Sequence[Any]) -> ArmFindings:
-    evaluation_rows = _evaluation_rows(arm)
-    entries = {v: attack_summary.summarize(of_variant, threshold=THRESHOLD) for v, of_variant in rows.items()}
-    trigger = attack_summary.summarize_triggers(triggers, _SEARCH, cast(Any, Words()), threshold=THRESHOLD)
+def _findings(
+    arm: str, rows: Mapping[str, Any], triggers: Sequence[Any], evaluation_rows: Sequence[Any], threshold: float
+) -> ArmFindings:
+    entries = {v: attack_summary.summarize(of_variant, threshold=threshold) for v, of_variant in rows.items()}
+    trigger = attack_summary.summarize_triggers(triggers, _SEARCH, cast(Any, Words()), threshold=threshold)
     constrained = "constraint" in ARMS[arm]
     return ArmFindings(
         evaluation={"last": summarize(evaluation_rows)},
@@ -199,12 +231,12 @@ def _findings(arm: str, rows: Mapping[str, Any], triggers: Sequence[Any]) -> Arm
     )
 
 
-def _evaluation_rows(arm: str) -> list[dict[str, Any]]:
+def _evaluation_rows(arm: str, shift: float) -> list[dict[str, Any]]:
     generator = np.random.default_rng(5)
     return [
         {
             "id": f"test/{index}",
-            "nats": float(num_tokens * (_NLL[arm] + generator.normal(0, 0.2))),
+            "nats": float(num_tokens * (_NLL[arm] + shift + generator.normal(0, 0.2))),
             "num_tokens": num_tokens,
             "num_bytes": 4 * num_tokens,
         }

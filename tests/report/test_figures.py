@@ -36,3 +36,11 @@ def test_interval_rows_stand_in_their_order_with_their_ends() -> None:
     assert heights["baseline"] < heights["arm_7"]
     assert svg.count("stroke: var(--arm-0); stroke-opacity: 0.55") == 1
     assert "var(--arm-1)" in svg
+
+
+def test_each_point_that_a_figure_is_made_from_has_its_mark() -> None:
+    plain, with_points = (
+        intervals("intervals", [Interval("baseline", 0, 2.0, 1.0, 3.0, points)], "perplexity")
+        for points in ((), (1.5, 2.5))
+    )
+    assert with_points.count("<use") == plain.count("<use") + 2

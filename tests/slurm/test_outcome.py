@@ -8,7 +8,7 @@ import pytest
 from isotone.config_io import load_experiment
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import RunDirectory
-from isotone.slurm.outcome import COMPLETE, GIVE_UP, REQUEUE, decide, job_log
+from isotone.slurm.outcome import COMPLETE, GIVE_UP, REQUEUE, End, decide, job_log
 from isotone.slurm.queue import JobState
 
 RUNNING = JobState("RUNNING", "None")
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def requeue(run: RunDirectory, code: int = 75, state: JobState | None = RUNNING, maximum: int = 50) -> int:
     """Decide for job 9, and write it down as a job does."""
-    decision = decide(run, STAGE, code, state, maximum, "9")
+    decision = decide(run, STAGE, End(code, state=state, job_id="9"), maximum)
     line = {"stage": STAGE, "job_id": "9", "code": decision.code, "progress": decision.progress}
     job_log(run).append(line)
     return decision.code
@@ -47,7 +47,7 @@ def test_a_stopped_or_killed_job_is_requeued_as_long_as_it_gets_further(run: Run
 def test_a_job_that_does_nothing_between_two_requeues_gives_up(run: RunDirectory) -> None:
     checkpoint(run, 10)
     assert requeue(run) == REQUEUE
-    decision = decide(run, STAGE, 75, RUNNING, 50, "9")
+    decision = decide(run, STAGE, End(75, state=RUNNING, job_id="9"), 50)
     assert decision.code == GIVE_UP
     assert "nothing was done between two requeues" in decision.reason
     assert "cluster.time" in decision.reason
@@ -64,10 +64,10 @@ def test_a_smaller_micro_batch_counts_as_progress(run: RunDirectory) -> None:
 
 def test_a_finished_document_counts_as_progress(run: RunDirectory) -> None:
     stage, rows = "hotflip", run.results / "documents" / "hotflip.baseline.once.jsonl"
-    first = decide(run, stage, 75, RUNNING, 50, "9").progress
+    first = decide(run, stage, End(75, state=RUNNING, job_id="9"), 50).progress
     rows.parent.mkdir(parents=True)
     rows.write_text('{"id": 1}\n')
-    assert decide(run, stage, 75, RUNNING, 50, "9").progress != first
+    assert decide(run, stage, End(75, state=RUNNING, job_id="9"), 50).progress != first
 
 
 def test_requeues_are_capped(run: RunDirectory) -> None:
@@ -75,34 +75,35 @@ def test_requeues_are_capped(run: RunDirectory) -> None:
         checkpoint(run, step)
         assert requeue(run, maximum=3) == REQUEUE
     checkpoint(run, 4)
-    decision = decide(run, STAGE, 75, RUNNING, 3, "9")
+    decision = decide(run, STAGE, End(75, state=RUNNING, job_id="9"), 3)
     assert decision.code == GIVE_UP
     assert "cluster.max_requeues" in decision.reason
-    assert decide(run, STAGE, 75, RUNNING, 3, "10").code == REQUEUE  # submitted again: another job
+    assert decide(run, STAGE, End(75, state=RUNNING, job_id="10"), 3).code == REQUEUE  # submitted again: another job
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "cause"),
+    ("code", "signal", "state", "cause"),
     [
-        (75, OUT_OF_TIME, "time limit"),
-        (75, PREEMPTED, "preemption"),
-        (137, RUNNING, "killed"),
-        (1, RUNNING, "failed"),
-        (75, CANCELLED, "cancelled"),
-        (75, RUNNING, "time limit or budget"),
+        (75, "TERM", OUT_OF_TIME, "time limit"),
+        (75, "USR1", RUNNING, "time limit"),
+        (75, "none", PREEMPTED, "preemption"),
+        (137, "none", RUNNING, "killed"),
+        (1, "none", RUNNING, "failed"),
+        (75, "TERM", CANCELLED, "cancelled"),
+        (75, "none", RUNNING, "stopped"),
     ],
 )
 def test_time_limit_preemption_cancellation_and_failure_are_told_apart(
-    run: RunDirectory, code: int, state: JobState, cause: str
+    run: RunDirectory, code: int, signal: str, state: JobState, cause: str
 ) -> None:
     checkpoint(run, 1)
-    decision = decide(run, STAGE, code, state, 50, "9")
+    decision = decide(run, STAGE, End(code, signal, state, "9"), 50)
     assert decision.cause == cause
     assert (decision.code == REQUEUE) == (cause not in ("failed", "cancelled"))
 
 
 def test_exit_code_0_without_records_is_not_complete(run: RunDirectory) -> None:
-    assert decide(run, STAGE, 0, RUNNING, 50, "9").code == GIVE_UP
+    assert decide(run, STAGE, End(0, state=RUNNING, job_id="9"), 50).code == GIVE_UP
 
 
 def test_a_complete_stage_is_complete_whatever_ended_its_process(run: RunDirectory) -> None:
@@ -115,4 +116,4 @@ def test_a_complete_stage_is_complete_whatever_ended_its_process(run: RunDirecto
     output.parent.mkdir(parents=True)
     output.write_text(json.dumps({}))
     write_record(run, Graph(experiment), experiment, 42, Node("setup"), [output], {})
-    assert decide(run, "setup", 137, RUNNING, 50, "9").code == COMPLETE
+    assert decide(run, "setup", End(137, state=RUNNING, job_id="9"), 50).code == COMPLETE

@@ -4,7 +4,7 @@
 What the optimizer holds is V: gradients are pulled back from W to V before its step, and W is written from V after it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -89,19 +89,19 @@ class Constraint:
                 continue
             master.grad = weight.grad.to(master.dtype)  # the same memory where the dtypes agree
             weight.grad = None
-            self._map.pull_back_(master.grad, master.data, self._scales[name])
+            self._map.pull_back_(_own(master.grad), _own(master), self._scales[name])
 
     @torch.no_grad()
     def push(self) -> None:
         """Write W = map(V) into the modules; once a step, after the optimizer's."""
         for name, master in self._masters.items():
-            weight = self._weights[name].data
-            if weight.dtype == master.dtype:
-                self._map.apply_(master.data, weight, self._scales[name])
+            v, w = _own(master), _own(self._weights[name])
+            if w.dtype == v.dtype:
+                self._map.apply_(v, w, _own_scale(self._scales[name]))
             else:
-                effective = torch.empty_like(master.data)
-                self._map.apply_(master.data, effective, self._scales[name])
-                weight.copy_(effective)
+                effective = torch.empty_like(v)
+                self._map.apply_(v, effective, _own_scale(self._scales[name]))
+                w.copy_(effective)
 
     def to(self, device: torch.device | str) -> "Constraint":
         """Move the masters; call it beside ``model.to(device)``, before an optimizer is made."""
@@ -110,6 +110,21 @@ class Constraint:
         for name, scale in self._scales.items():
             self._scales[name] = scale.to(device) if isinstance(scale, Tensor) else scale
         return self
+
+    def follow(self, weights: Mapping[str, nn.Parameter], divide: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Go on with weights that were divided over processes, and divide the masters like them.
+
+        Args:
+            weights: the model's parameters by name, after they were divided.
+            divide: called with a whole master and its divided weight; returns the divided master.
+        """
+        for name in self._weights:
+            weight = self._weights[name] = weights[name]
+            is_weight = isinstance(self._map, Projection)
+            v = self._masters[name].detach()
+            self._masters[name] = weight if is_weight else nn.Parameter(divide(v, weight))
+            scale = self._scales[name]
+            self._scales[name] = divide(scale, weight) if isinstance(scale, Tensor) else scale
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let every step of an optimizer pull back before it and push after it."""
@@ -145,8 +160,12 @@ class Constraint:
 
     def holds(self) -> bool:
         """Return whether every effective weight is finite and on its side of 0 (softplus may round to 0 far below)."""
-        signs = {name: s if isinstance(s, Tensor) else 1 for name, s in self._scales.items()}
-        return all(bool(((w * signs[n] >= 0) & torch.isfinite(w)).all()) for n, w in self._weights.items())
+        for name, weight in self._weights.items():
+            w, scale = _own(weight), _own_scale(self._scales[name])
+            side = w * scale if isinstance(scale, Tensor) else w
+            if not bool(((side >= 0) & torch.isfinite(w)).all()):
+                return False
+        return True
 
 
 def constrain(
@@ -226,6 +245,15 @@ def restore(
     constraint.load_state_dict(state)
     _remember(model, constraint)
     return constraint
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return the data of a tensor, or this process's part of it: the maps work on single entries."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor.data
+
+
+def _own_scale(scale: Scale) -> Scale:
+    return _own(scale) if isinstance(scale, Tensor) else scale
 
 
 @torch.no_grad()

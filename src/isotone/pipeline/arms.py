@@ -86,7 +86,7 @@ def load_end(context: Context, arm: str, checkpoint: str) -> PreTrainedModel:
     model, constraint = start_constrained(context, arm)
     if (folder := end_folder(context, arm, checkpoint)) is not None:
         load_weights(folder, model, constraint)
-    return fold(model).float().eval()
+    return nn.Module.float(fold(model)).eval()  # transformers' own refuses weights that came from a GGUF file
 
 
 def _load_matched(context: Context, arm: str, matched: MatchedLoss) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from isotone.config import Experiment
 from isotone.config_io import load_experiment, resolve_seed
 from isotone.errors import BlockedError, UsageError
 from isotone.pipeline.graph import Graph, Node
-from isotone.pipeline.record import different_values, output_problem, outputs_hash, standing
+from isotone.pipeline.record import SCHEMA, different_values, output_problem, outputs_hash, standing
 from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
 from isotone.pipeline.slices import config_slice
 
@@ -30,8 +30,8 @@ def chosen_seeds(directory: ExperimentDirectory, given: Sequence[int] = ()) -> l
         return distinct(given)
     if directory.summary_record.is_file():
         return sorted(records.read_json(directory.summary_record)["seeds"])
-    named = {seed: sorted(load_experiment(run.experiment_file).seeds) for seed, run in directory.runs.items()}
-    (first, seeds), *others = named.items()
+    configured = {seed: sorted(load_experiment(run.experiment_file).seeds) for seed, run in directory.runs.items()}
+    (first, seeds), *others = configured.items()
     for other, others_seeds in others:
         if others_seeds != seeds:
             raise UsageError(
@@ -108,7 +108,8 @@ def _missing(directory: ExperimentDirectory, seed: int) -> str | None:
         return None
     runs = directory.runs
     config = (runs.get(seed) or next(iter(runs.values()))).experiment_file
-    command = ["isotone", "run", str(config), "--seed", str(seed), "--out", str(directory.root.parent)]
+    root = directory.root if directory.root.name else directory.root.resolve()  # "." has no parent of its own
+    command = ["isotone", "run", str(config), "--seed", str(seed), "--out", str(root.parent)]
     return f"seed {seed} is missing: {reason}; bring it: {shlex.join(command)}"
 
 
@@ -150,7 +151,7 @@ def summary_status(directory: ExperimentDirectory) -> dict[str, Any]:
         return {"state": "stale" if reason else "complete", "reason": reason or "", "seeds": record["seeds"]}
     seeds = planned_seeds(directory)
     if open_seeds := [seed for seed in seeds if why_incomplete(directory.run(seed), seed)]:
-        return {"state": "blocked", "reason": f"needs seeds {_listed(open_seeds)}", "seeds": seeds}
+        return {"state": "blocked", "reason": f"needs {named(open_seeds)}", "seeds": seeds}
     return {"state": "waiting", "reason": f"isotone summarize {directory.root}", "seeds": seeds}
 
 
@@ -163,6 +164,8 @@ def planned_seeds(directory: ExperimentDirectory) -> list[int]:
 
 
 def _why_stale(directory: ExperimentDirectory, record: dict[str, Any]) -> str | None:
+    if record.get("schema") != SCHEMA:
+        return f"its record has schema {record.get('schema')!r}, this isotone writes {SCHEMA}"
     for seed in record["seeds"]:
         if reason := why_incomplete(directory.run(seed), seed):
             return f"seed {seed}, which it was made from: {reason}"
@@ -175,6 +178,11 @@ def _why_stale(directory: ExperimentDirectory, record: dict[str, Any]) -> str | 
 def experiment_of(directory: ExperimentDirectory, seed: int) -> Experiment:
     """Return the resolved experiment of a seed's run."""
     return load_experiment(directory.run(seed).experiment_file)
+
+
+def named(seeds: Sequence[int]) -> str:
+    """Return seeds in words: seed 42; seeds 42, 1337."""
+    return f"seed{'s' if len(seeds) != 1 else ''} {_listed(seeds)}"
 
 
 def _listed(seeds: Sequence[int]) -> str:

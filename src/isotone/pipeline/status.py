@@ -12,7 +12,7 @@ from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.lease import holder
 from isotone.pipeline.record import standing
 from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
-from isotone.pipeline.seeds import planned_seeds, summary_status
+from isotone.pipeline.seeds import named, planned_seeds, summary_status
 
 _WIDTH = 100
 """Columns of a terminal that the table over seeds fits into."""
@@ -122,9 +122,10 @@ def _format_seeds(rows: list[Row]) -> str:
             found = "".join(f"  {cells.get((node, seed), ''):{width}}" for seed in shown)
             lines.append(f"{stage:>1}  {node:{name_width}}{found}")
     lines += [line for seed in seeds for line in _open_lines(seed, [row for row in of_seeds if row["seed"] == seed])]
-    over = ", ".join(map(str, summary["seeds"]))
     reason = f" ({summary['reason']})" if summary["reason"] else ""
-    return "\n".join(line.rstrip() for line in [*lines, f"summary over seeds {over}: {summary['state']}{reason}"])
+    return "\n".join(
+        line.rstrip() for line in [*lines, f"summary over {named(summary['seeds'])}: {summary['state']}{reason}"]
+    )
 
 
 def _cell(row: Row) -> str:

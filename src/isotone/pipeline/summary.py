@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,7 +15,7 @@ from isotone.over_seeds import SeedFindings, build_summary, other_documents
 from isotone.pipeline.graph import Node
 from isotone.pipeline.record import SCHEMA, fingerprint
 from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
-from isotone.pipeline.seeds import chosen_seeds, experiment_of, inputs_hashes, left_out, require_complete
+from isotone.pipeline.seeds import chosen_seeds, experiment_of, inputs_hashes, left_out, named, require_complete
 from isotone.report.over_seeds import render_summary, summary_tables
 from isotone.report.summary import summary_text_over_seeds, triggers_csv
 from isotone.result_models import FinalResults, SummaryResults, to_json
@@ -37,7 +38,7 @@ def summarize_seeds(folder: Path, seeds: Sequence[int] = (), say: Callable[[str]
     directory = ExperimentDirectory.find(folder)
     chosen = chosen_seeds(directory, seeds)
     for seed in left_out(directory, chosen):
-        say(f"seed-{seed} is not among the seeds {', '.join(map(str, chosen))}: not used")
+        say(f"seed-{seed} is not used: the summary is over {named(chosen)}")
     require_complete(directory, chosen)
     inputs = inputs_hashes(directory, chosen)
     experiment = experiment_of(directory, chosen[0])
@@ -97,7 +98,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
     )
 
 
-def _rows(run: RunDirectory, node: Node, variant: str | None = None) -> list[dict]:
+def _rows(run: RunDirectory, node: Node, variant: str | None = None) -> list[dict[str, Any]]:
     return records.JsonLines(run.documents(node, variant)).read()
 
 

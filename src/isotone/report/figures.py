@@ -49,7 +49,7 @@ _STYLE: Any = {
 class Interval:
     """A figure with its 95 % interval, if there is one; without a value, the heading of the rows below it.
 
-    ``points`` are what it is made from (one a seed), drawn small and hollow.
+    ``points`` are what it is made from (one a seed), drawn small and hollow below it.
     """
 
     label: str
@@ -89,7 +89,7 @@ def intervals(name: str, rows: Sequence[Interval], x_label: str, *, zero: bool =
                 marker = _MARKERS[row.arm % len(_MARKERS)]
                 axes.plot([row.value], [height], marker=marker, color=_color(row.arm), linestyle="none")
             for point in row.points:
-                axes.plot([point], [height], marker="o", markersize=5, markerfacecolor="none", color=_TEXT)
+                axes.plot([point], [height - 0.27], marker="o", markersize=4, markerfacecolor="none", color=_TEXT)
         axes.set_yticks(heights, [row.label for row in rows])
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_fontweight("bold" if row.value is None else "normal")

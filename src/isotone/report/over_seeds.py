@@ -18,8 +18,8 @@ from isotone.report.tables import MISSING, Table, count, interval, number, p_val
 Json = Mapping[str, Any]
 
 _FEW_SEEDS = (
-    "Two seeds say little about the spread between seeds: in simulations the interval meant to hold the truth in 95 % "
-    "of cases held it in 88 % where seeds differ much. With three or more it keeps to 92 % at least."
+    "Two seeds say little about the spread between seeds: in simulations, where seeds differ much, an interval that is "
+    "to hold the truth in 95 % of cases held it in 88 % with two seeds, in 92 % with three and in 94 % with five."
 )
 
 
@@ -65,6 +65,11 @@ class SummaryFiles(RunFiles):
         return entry["attack"], entry["variant"]
 
     @property
+    def scope(self) -> str:
+        """What intervals are over."""
+        return "seeds and documents" if len(self.seeds) > 1 else "documents, of these models only"
+
+    @property
     def attacks_made(self) -> list[tuple[str, str]]:
         """Attack and variant, of all that are scored in the primary protocol."""
         return [(attack, variant) for attack in ATTACKS for variant in self.primary_variants(attack)]
@@ -79,7 +84,8 @@ def render_summary(results: Json, config: Path) -> str:
     """
     run = SummaryFiles(config, results)
     sections = [_conclusions(run), _cost(run), _attacks(run), _comparisons(run), _certificates(run), _fairness(run)]
-    title = f"{run.config['name']} · seeds {', '.join(map(str, run.seeds))}"
+    word = "seeds" if len(run.seeds) > 1 else "seed"
+    title = f"{run.config['name']} · {word} {', '.join(map(str, run.seeds))}"
     return render_page(title=title, run=run, sections=[*sections, _seeds(run)])
 
 
@@ -111,7 +117,7 @@ def _conclusions(run: SummaryFiles) -> Section:
 
 def _cost(run: SummaryFiles) -> Section:
     rows = _intervals(run, "perplexity")
-    caption = "Held-out perplexity with its 95 % interval over seeds and documents; hollow: each seed"
+    caption = f"Held-out perplexity with its 95 % interval over {run.scope}; hollow: each seed"
     plots = [interval_figure("perplexity", rows, "perplexity", caption)] if rows else []
     return Section("cost", "What it costs", figures=plots, tables=[_by_seed_table(run)])
 
@@ -121,7 +127,7 @@ def _attacks(run: SummaryFiles) -> Section:
     for pair in run.attacks_made:
         found = _intervals(run, "delta_nll", *run.entry_key(*pair))
         rows += [Interval(content.attack_name(*pair)), *found] if found else []
-    caption = "Rise of the loss under each attack, with its 95 % interval over seeds and documents; hollow: each seed"
+    caption = f"Rise of the loss under each attack, with its 95 % interval over {run.scope}; hollow: each seed"
     plots = [interval_figure("rise", rows, "Δ, nats per scored token", caption, zero=True)] if rows else []
     tables = [_attack_table(run, attack) for attack in ATTACKS if run.primary_variants(attack)]
     text = "An attack on a document succeeds above τ, which is each seed's own: see the seeds below."
@@ -130,7 +136,7 @@ def _attacks(run: SummaryFiles) -> Section:
 
 def _comparisons(run: SummaryFiles) -> Section:
     family = [c for c in run.final["comparisons"] if c["family"] == "confirmatory"]
-    caption = "Differences of the declared family, with 95 % intervals over seeds and documents; hollow: each seed"
+    caption = f"Differences of the declared family, with 95 % intervals over {run.scope}; hollow: each seed"
     plots = [interval_figure("differences", _differences(run, family), "a − b, nats per token", caption, zero=True)]
     tables = [content.comparisons_table(run, declared=True), _differences_by_seed(run, family)]
     exploratory = [c for c in run.final["comparisons"] if c["family"] != "confirmatory"]
@@ -213,7 +219,7 @@ def _attack_table(run: SummaryFiles, attack: str) -> Table:
     if attack == "triggers":
         columns += ["minus shifted text [95\u00a0%]", "minus random trigger [95\u00a0%]"]
     else:
-        columns += ["Success [95\u00a0%]", "Δ through text", "Published: success", "Published: degradation"]
+        columns += ["Success [95\u00a0%]", "Δ through text", "Published success"]
     rows = []
     for arm in run.arms:
         for variant in run.primary_variants(attack):
@@ -242,7 +248,6 @@ def _successes(run: SummaryFiles, arm: str, attack: str, variant: str) -> list[s
         content.success_share(success) if success.get("value") is not None else MISSING,
         signed(entry.get("text_space_delta_nll")),
         share(published.get("success_rate")),
-        share(published.get("degradation")),
     ]
 
 

@@ -25,11 +25,11 @@ def summary_text(results: FinalResults) -> str:
 
 def summary_text_over_seeds(results: SummaryResults) -> str:
     """Return the experiment_summary.txt of a summary over seeds: pooled figures, then each seed's."""
-    seeds = ", ".join(map(str, results.seeds))
+    seeds = f"{'seeds' if len(results.seeds) > 1 else 'seed'} {', '.join(map(str, results.seeds))}"
     thresholds = [f"{seed}: {number(tau)}" for seed, tau in results.success_thresholds.items()]
     note = f"Success is counted with each seed's own τ, nats per scored token ({'; '.join(thresholds)})."
     by_seed = [*_aligned(_rows_by_seed(results)), *textwrap.wrap(note, 108)]
-    return _text(f"{results.experiment}, seeds {seeds}", results, results.pooled, _block("By seed", by_seed))
+    return _text(f"{results.experiment}, {seeds}", results, results.pooled, _block("By seed", by_seed))
 
 
 def _text(title: str, results: FinalResults | SummaryResults, measured: Sequence[Measured], *more: str) -> str:

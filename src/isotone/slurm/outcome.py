@@ -1,6 +1,6 @@
 """Says, after a job's process has ended, what became of its stage and whether the job is to be put back into the queue.
 
-    python -m isotone.slurm.outcome --run RUN --stage STAGE --exit-code CODE [--max-requeues N]
+    python -m isotone.slurm.outcome --run RUN --stage STAGE --exit-code CODE [--signal USR1] [--max-requeues N]
 
 Exit code 0: the stage is complete. 75: not yet, requeue the job. 1: give up. Every decision is written down with its
 reason in RUN/logs/jobs.jsonl, where ``isotone why`` finds it. Imports no torch: a job that asks has little time left.
@@ -37,7 +37,7 @@ class Decision:
 
     Attributes:
         code: COMPLETE, REQUEUE or GIVE_UP.
-        cause: what ended the process: complete, time limit, preemption, cancelled, killed, budget or failed.
+        cause: complete, or what ended the process, see ``End.cause``.
         reason: one line for the log.
         progress: hash of what the stage has durably done so far.
     """
@@ -48,9 +48,39 @@ class Decision:
     progress: str
 
 
-def decide(
-    run: RunDirectory, stage: str, exit_code: int, state: JobState | None, max_requeues: int, job_id: str | None = None
-) -> Decision:
+@dataclass(frozen=True)
+class End:
+    """How a job's process ended.
+
+    Attributes:
+        exit_code: of the process; 128 + N for signal N.
+        signal: what the job's shell was sent: USR1 when the limit came near; none.
+        state: what Slurm says of the job; None where it does not answer.
+        job_id: the job's, where it is one.
+    """
+
+    exit_code: int
+    signal: str = "none"
+    state: JobState | None = None
+    job_id: str | None = None
+
+    @property
+    def cause(self) -> str:
+        """What ended the process: failed, time limit, cancelled, preemption, stopped or killed."""
+        if self.exit_code != _CONTINUES and self.exit_code < _KILLED:
+            return "failed"
+        if self.state is not None and self.state.is_out_of_time:
+            return "time limit"
+        if self.state is not None and not self.state.is_running:
+            return "cancelled"
+        if self.state is not None and self.state.is_preempted:
+            return "preemption"
+        if self.signal == "USR1":
+            return "time limit"
+        return "stopped" if self.exit_code == _CONTINUES else "killed"
+
+
+def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decision:
     """Return what becomes of a job whose process has ended.
 
     A job is requeued where its process stopped safely or was killed, unless somebody has cancelled it, it was requeued
@@ -59,10 +89,8 @@ def decide(
     Args:
         run: the run's folder.
         stage: as ``isotone run --only`` takes it.
-        exit_code: of the process; 128 + N for signal N.
-        state: what Slurm says of the job; None where it does not answer.
+        end: how the process ended.
         max_requeues: how often this job may requeue itself.
-        job_id: the job's.
     """
     experiment, seed = load_experiment(str(run.experiment_file), []), seed_of(run)
     graph = Graph(experiment)
@@ -71,12 +99,12 @@ def decide(
     missing = [str(n) for n in nodes if standing(run, graph, experiment, seed, n).state != "complete"]
     if not missing:
         return Decision(COMPLETE, "complete", f"{stage} is complete", now)
-    cause = _cause(exit_code, state)
+    cause = end.cause
     if cause == "failed":
-        return Decision(GIVE_UP, cause, f"{stage} failed with exit code {exit_code}: see the lines above", now)
+        return Decision(GIVE_UP, cause, f"{stage} failed with exit code {end.exit_code}: see the lines above", now)
     if cause == "cancelled":
         return Decision(GIVE_UP, cause, "the job was cancelled; isotone submit continues it", now)
-    before = [line for line in job_log(run).read() if (line["stage"], line["job_id"]) == (stage, job_id)]
+    before = [line for line in job_log(run).read() if (line["stage"], line["job_id"]) == (stage, end.job_id)]
     before = [line for line in before if line["code"] == REQUEUE]
     if len(before) >= max_requeues:
         reason = f"requeued {len(before)} times, as often as cluster.max_requeues allows; isotone submit continues it"
@@ -118,18 +146,6 @@ def _content(file: Path) -> object:
     return [size, records.sha256_file(file)] if size <= 32 * 2**20 else size
 
 
-def _cause(exit_code: int, state: JobState | None) -> str:
-    if exit_code != _CONTINUES and exit_code < _KILLED:
-        return "failed"
-    if state is not None and state.is_out_of_time:
-        return "time limit"
-    if state is not None and not state.is_running:
-        return "cancelled"
-    if state is not None and state.is_preempted:
-        return "preemption"
-    return "killed" if exit_code != _CONTINUES else "time limit or budget"
-
-
 def _after_summary(folder: Path, exit_code: int) -> int:
     """A summary takes seconds, and is there or not."""
     print(f"{folder / 'summary'}: {'complete' if exit_code == 0 else f'failed with exit code {exit_code}'}")
@@ -143,6 +159,7 @@ def main() -> int:
     parser.add_argument("--stage")
     parser.add_argument("--summary", type=Path)
     parser.add_argument("--exit-code", type=int, required=True)
+    parser.add_argument("--signal", default="none")
     parser.add_argument("--max-requeues", type=int, default=0)
     args = parser.parse_args()
     if args.summary:
@@ -151,7 +168,8 @@ def main() -> int:
     run = RunDirectory(args.run)
     try:
         state = job_state(job_id) if job_id and job_id.isdigit() else None
-        decision = decide(run, args.stage, args.exit_code, state, args.max_requeues, job_id)
+        end = End(args.exit_code, args.signal, state, job_id)
+        decision = decide(run, args.stage, end, args.max_requeues)
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         line = {"stage": args.stage, "job_id": job_id, "restarts": restarts, "time": time.time()}
         job_log(run).append({**line, "exit_code": args.exit_code, **asdict(decision)})

@@ -60,10 +60,10 @@ cd "$PROJECT" || fail "the folder $PROJECT cannot be entered on $(hostname)"
 "$PYTHON" -c 'import isotone' || fail "$PYTHON cannot import isotone on $(hostname): look at cluster.python and cluster.setup"
 
 # --- the work, in a step of its own: signals reach this shell and are passed on to it ---------------------------------
-child='' interrupted='' late=''
+child='' interrupted='' late='' signal=none
 # shellcheck disable=SC2317 # called by the traps below
 pass_on() {
-    interrupted=yes
+    interrupted=yes signal=$1
     echo "got SIG$1"
     [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null
 }
@@ -85,7 +85,7 @@ done
 [ -z "$late" ] || code=75 # the limit has come before the save had ended: the save before it counts
 
 # --- what became of it: the records say whether the stage is complete, not the exit code ------------------------------
-"$PYTHON" -m isotone.slurm.outcome --run /project/nlp/runs/pythia-1.4b/"seed-$EXPERIMENT_SEED" --stage setup --max-requeues 10 --exit-code "$code"
+"$PYTHON" -m isotone.slurm.outcome --run /project/nlp/runs/pythia-1.4b/"seed-$EXPERIMENT_SEED" --stage setup --max-requeues 10 --exit-code "$code" --signal "$signal"
 case $? in
 0)
     banner COMPLETED
