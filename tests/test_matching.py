@@ -55,8 +55,8 @@ def test_a_loss_that_cannot_be_reached_is_said_to_be(loss, target: float, reason
 @pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "gptj", "gemma2", "opt_post_norm"])
 def test_a_temperature_divides_the_logits_also_after_export(name: str, tmp_path: Path) -> None:
     """A plain head, a tied one, one with a bias, a capped one, and one behind a projection."""
-    felt: dict[str, Any] = {"final_logit_softcapping": 0.05} if name == "gemma2" else {}
-    model = tiny_model(name, **felt)
+    changes: dict[str, Any] = {"final_logit_softcapping": 0.05} if name == "gemma2" else {}  # a cap that is felt
+    model = tiny_model(name, **changes)
     expected, embeddings = logits(model) / 3.7, model.get_input_embeddings().weight.detach().clone()
     divide_logits(model, 3.7)
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-6)

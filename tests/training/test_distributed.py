@@ -22,7 +22,7 @@ from training.processes import together
 from training.tiny_run import RECIPE, outcome, tiny_model, train, trainer
 
 pytestmark = pytest.mark.integration
-ARMS = [None, "scaled_softplus", "projection"]
+ARMS = [None, "scaled_softplus", "projection", "sign_frozen"]
 RECIPES = {parallel: RECIPE.model_copy(update={"parallel": parallel}) for parallel in ("ddp", "fsdp")}
 HALF = Fraction("0.5")
 
@@ -97,10 +97,10 @@ def note_rows(a_trainer: loop.Trainer, path: Path) -> None:
     """Write down, in a process of its own, which rows each pass of training reads."""
     real = loop.token_nll
 
-    def noting(model: torch.nn.Module, ids_BL: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+    def noting(model: torch.nn.Module, ids_BL: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
         if model.training:
             records.JsonLines(path).append({"read": [[a_trainer.step, row] for row in ids_BL.tolist()]})
-        return real(model, ids_BL, **options)
+        return real(model, ids_BL, **labels)
 
     loop.token_nll = noting  # type: ignore[assignment]
 
@@ -110,7 +110,7 @@ def noted(folder: Path) -> list[list[Any]]:
     return sorted(row for line in lines for row in line["read"])
 
 
-@pytest.mark.parametrize("arm", ["scaled_softplus", "projection"])
+@pytest.mark.parametrize("arm", ["scaled_softplus", "projection", "sign_frozen"])
 def test_one_process_loads_what_two_wrote_in_parts(tmp_path: Path, arm: str) -> None:
     def work(team: Team) -> None:
         a_trainer = trainer(tmp_path, arm, RECIPES["fsdp"], team=team)
@@ -124,7 +124,7 @@ def test_one_process_loads_what_two_wrote_in_parts(tmp_path: Path, arm: str) -> 
     assert together(2, work) == [0, 0]
     whole, model = records.tensors_from_file(tmp_path / "whole"), tiny_model()
     last = tmp_path / "checkpoints" / "arm" / "step-00000011"
-    load_weights(last, model, constrain(model, "mlp_both", arm, "absolute"))
+    load_weights(last, model, constrain(model, "mlp_both", arm, "unchanged" if arm == "sign_frozen" else "absolute"))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, whole.pop(name)), name
     optimizer = read_checkpoint(last).optimizer()
@@ -242,11 +242,11 @@ def limit_rows(limit: int, from_call: int = 0) -> None:
     """Let the n-th and later forward passes of this process fail over so many rows."""
     real, calls = loop.token_nll, []
 
-    def limited(model: torch.nn.Module, ids: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+    def limited(model: torch.nn.Module, ids: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
         calls.append(len(ids))
         if len(calls) > from_call and len(ids) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
-        return real(model, ids, **options)
+        return real(model, ids, **labels)
 
     loop.token_nll = limited  # type: ignore[assignment]
 

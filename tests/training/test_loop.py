@@ -146,11 +146,11 @@ def limit_rows(monkeypatch: pytest.MonkeyPatch, limit: int, from_call: int = 0) 
     """Let the n-th and later forward passes fail over so many rows, as a device does."""
     real, calls = loop.token_nll, []
 
-    def limited(model: torch.nn.Module, ids: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+    def limited(model: torch.nn.Module, ids: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
         calls.append(len(ids))
         if len(calls) > from_call and len(ids) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
-        return real(model, ids, **options)
+        return real(model, ids, **labels)
 
     monkeypatch.setattr(loop, "token_nll", limited)
 
@@ -206,7 +206,7 @@ def test_one_row_that_does_not_fit_is_an_error(tmp_path: Path, monkeypatch: pyte
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **options: object) -> torch.Tensor:
+    def fail(*args: object, **labels: object) -> torch.Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(loop, "token_nll", fail)

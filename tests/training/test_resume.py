@@ -25,7 +25,7 @@ from training.tiny_run import (
     was_killed,
 )
 
-ARMS = [None, "softplus", "scaled_softplus", "projection"]
+ARMS = [None, "softplus", "scaled_softplus", "projection", "sign_frozen"]
 RECIPE_2 = RECIPE.model_copy(update={"epochs": 2})
 
 

@@ -97,10 +97,10 @@ class Constraint:
         for name, master in self._masters.items():
             v, w = _own(master), _own(self._weights[name])
             if w.dtype == v.dtype:
-                self._map.apply_(v, w, self._scales[name])
+                self._map.apply_(v, w, _own_scale(self._scales[name]))
             else:
                 effective = torch.empty_like(v)
-                self._map.apply_(v, effective, self._scales[name])
+                self._map.apply_(v, effective, _own_scale(self._scales[name]))
                 w.copy_(effective)
 
     def to(self, device: torch.device | str) -> "Constraint":
@@ -117,17 +117,14 @@ class Constraint:
         Args:
             weights: the model's parameters by name, after they were divided.
             divide: called with a whole master and its divided weight; returns the divided master.
-
-        Raises:
-            UsageError: the signs of weights are frozen; they are not divided.
         """
-        if any(isinstance(scale, Tensor) for scale in self._scales.values()):
-            raise UsageError(f"training.parallel: fsdp does not divide {self.parametrization}; use ddp")
         for name in self._weights:
             weight = self._weights[name] = weights[name]
             is_weight = isinstance(self._map, Projection)
             v = self._masters[name].detach()
             self._masters[name] = weight if is_weight else nn.Parameter(divide(v, weight))
+            scale = self._scales[name]
+            self._scales[name] = divide(scale, weight) if isinstance(scale, Tensor) else scale
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let every step of an optimizer pull back before it and push after it."""
@@ -163,9 +160,12 @@ class Constraint:
 
     def holds(self) -> bool:
         """Return whether every effective weight is finite and on its side of 0 (softplus may round to 0 far below)."""
-        signs = {name: _own(s) if isinstance(s, Tensor) else 1 for name, s in self._scales.items()}
-        weights = {name: _own(weight) for name, weight in self._weights.items()}
-        return all(bool(((w * signs[n] >= 0) & torch.isfinite(w)).all()) for n, w in weights.items())
+        for name, weight in self._weights.items():
+            w, scale = _own(weight), _own_scale(self._scales[name])
+            side = w * scale if isinstance(scale, Tensor) else w
+            if not bool(((side >= 0) & torch.isfinite(w)).all()):
+                return False
+        return True
 
 
 def constrain(
@@ -250,6 +250,10 @@ def restore(
 def _own(tensor: Tensor) -> Tensor:
     """Return the data of a tensor, or this process's part of it: the maps work on single entries."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor.data
+
+
+def _own_scale(scale: Scale) -> Scale:
+    return _own(scale) if isinstance(scale, Tensor) else scale
 
 
 @torch.no_grad()

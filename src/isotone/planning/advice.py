@@ -75,7 +75,10 @@ def _smaller_training(row: Row, sizes: Sizes, machine: Machine) -> str | None:
     """Return the first smaller way to train that fits: recomputed activations, then halved micro-batches."""
     assert row.limit is not None
     recipe = sizes.experiment.training
-    node = next(n for n in Graph(sizes.experiment).nodes if n.kind == "train" and f"train_{n.arm}" == row.stage)
+    nodes = [n for n in Graph(sizes.experiment).nodes if n.kind == "train" and f"train_{n.arm}" == row.stage]
+    if not nodes:  # an arm that is made, not trained
+        return None
+    node = nodes[0]
     need = device_memory if row.resource == "device memory" else host_memory
     batch, rows = recipe.micro_batch * recipe.accumulation, recipe.micro_batch
     while rows >= 1:

@@ -35,10 +35,14 @@ def disk_peaks(sizes: Sizes, graph: Graph, num_seeds: int, cached: bool) -> dict
         peak = 0.0
         for node in (n for n in graph.nodes if graph.stage_of(n) == stage):
             weights = sizes.weight_bytes(experiment.training_of(node.arm)) if node.arm else 0
-            if node.kind == "constrain":
+            if node.kind in ("constrain", "match"):
                 kept += weights
+            matched = experiment.arms[node.arm].matched_loss if node.kind == "match" and node.arm else None
+            if matched and matched.by == "undertrained":  # a training beside what it is measured at, while it lasts
+                keep = experiment.training_of(experiment.arms[node.arm or ""].start).keep_last
+                peak = max(peak, kept + 3 * weights * (keep + 2) + 4 * weights)
             if node.kind == "train":
-                start = 0 if experiment.arms[node.arm or ""].constraint else weights
+                start = 0 if experiment.arms[node.arm or ""].held else weights
                 keep = experiment.training_of(node.arm or "").keep_last
                 peak = max(peak, kept + start + 3 * weights * (keep + 2))  # the last ones, the best, and one in writing
                 kept += start + 2 * 3 * weights  # last and best stay

@@ -5,7 +5,7 @@ docs/plan.md). On the CPU, freed tensors below 32 MiB stay with the allocator (g
 that a save comes on top of them; larger ones go back to the system at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,6 +92,10 @@ def _computing(sizes: Sizes, machine: Machine, node: Node, copies: bool) -> floa
     match node.kind:
         case "train":
             return training_memory(sizes, machine, arm, copies)
+        case "match" if (matched := sizes.experiment.arms[arm].matched_loss) and matched.by == "undertrained":
+            # what learns, and beside it what is measured and the two checkpoints between which it is interpolated
+            learning = training_memory(sizes, replace(machine, devices=1), sizes.experiment.arms[arm].start, copies)
+            return learning + 3 * 4 * sizes.shape.num_parameters
         case "constrain":
             weights = 4 * (sizes.shape.num_parameters + sizes.constrained(arm))
             return weights + (2 * min(SHARD, 4 * sizes.shape.num_parameters) if copies else 0)

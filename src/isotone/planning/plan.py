@@ -152,7 +152,7 @@ class Planner:
 
     def _by_records(self, stage: str, done: dict[str, float]) -> float | None:
         """Return a training's seconds from those of another arm's, in proportion to their operations."""
-        if not stage.startswith("train_"):
+        if not stage.startswith("train_") or not self._work(stage).train:
             return None
         for other, seconds in done.items():
             if other.startswith("train_") and (work := self._work(other).train):

@@ -22,6 +22,10 @@ CONTROLS = 16
 """Other sequences that stand in a trigger's place, for each document; as in attacks/trigger_rows.py."""
 
 
+EVALUATIONS = 20
+"""Models that the search of a matched loss measures: on the pocket model it was 16 to 20."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What a node has to do.
@@ -66,9 +70,9 @@ class Sizes:
     corpus: CorpusSize
 
     def constrained(self, arm: str) -> int:
-        """Return the constrained weights that have masters beside them; none under ``projection``."""
-        constraint = self.experiment.arms[arm].constraint
-        if constraint is None or constraint.parametrization == "projection":
+        """Return the constrained weights that have masters beside them; none where the weights are projected."""
+        constraint = self.experiment.arms[arm].held
+        if constraint is None or constraint.parametrization in ("projection", "sign_frozen"):
             return 0
         if constraint.parametrization is None and constraint.recipe == "recommended" and not self.shape.layer_norm:
             return 0  # projection, too
@@ -102,6 +106,8 @@ def node_work(sizes: Sizes, node: Node) -> Work:
             return Work(optimizer=sizes.constrained(arm), saved=weights, constant_s=1) + start
         case "train":
             return _training(sizes, arm)
+        case "match":
+            return _matching(sizes, arm)
         case "evaluate":
             return _evaluation(sizes, arm)
         case "triggers":
@@ -150,6 +156,17 @@ def _training(sizes: Sizes, arm: str) -> Work:
         optimizer=steps * (shape.num_parameters + 2 * sizes.constrained(arm)),
         saved=weights + 3 * weights * num_saves(recipe, steps),
     )
+
+
+def _matching(sizes: Sizes, arm: str) -> Work:
+    """Return the search of a matched loss; of a training that is repeated, all of it: where it ends is not known."""
+    experiment, matched = sizes.experiment, sizes.experiment.arms[arm].matched_loss
+    assert matched is not None  # the graph has this node for matched arms only
+    protocol = experiment.attacks.protocol
+    count = sizes.num_documents("attack_search", experiment.attacks.num_search_documents, protocol.length)
+    one = Work(evaluate=forward_flops(sizes.shape, count, protocol.length, protocol.continuation))
+    again = _training(sizes, experiment.arms[arm].start) if matched.by == "undertrained" else Work()
+    return one * EVALUATIONS + _end(sizes, matched.to) + _start(sizes, arm) + again
 
 
 def _evaluation(sizes: Sizes, arm: str) -> Work:

@@ -210,10 +210,10 @@ class Trainer:
         """
         self._forget_gradients()
         ids_BL = self.batches.at(self.step)
-        read_BL = self.edit(ids_BL, self.step) if self.edit else ids_BL
         num_labels = ids_BL.shape[0] * (ids_BL.shape[1] - 1)
-        shares = (self.team.share_of(rows).to(self.device).split(self.micro_batch.rows) for rows in (read_BL, ids_BL))
-        parts = list(zip(*shares, strict=True))
+        read_BL = self.edit(ids_BL, self.step) if self.edit else ids_BL
+        both = [self.team.share_of(each).to(self.device).split(self.micro_batch.rows) for each in (read_BL, ids_BL)]
+        parts = list(zip(*both, strict=True))
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for number, (part_BL, labels_BL) in enumerate(parts, self.team.rank * len(parts)):
             if self.stop.requested:
