@@ -9,6 +9,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from isotone import records
+from isotone.decomposition import Decomposition
+from isotone.masking import Masking
+from isotone.robustness import Verdict
 from isotone.verdict import Conclusion
 
 SCHEMA = 1
@@ -76,6 +79,8 @@ class Comparison(_Result):
     """After Holm's correction over the confirmatory family; None outside of it."""
     family: str
     """confirmatory or exploratory."""
+    level: float | None = None
+    """Level at which ``p_adjusted`` is read; None outside of the confirmatory family."""
     effect_size: float | None
     """Mean over standard deviation of the documents' differences (paired d)."""
     test: str
@@ -95,6 +100,17 @@ class Comparison(_Result):
     only_a: int | None = None
     """Documents in which only a is a success."""
     only_b: int | None = None
+
+
+class FamilyMember(_Result):
+    """What the configuration declares as confirmatory, of every arm against the baseline."""
+
+    metric: str
+    attack: str | None
+    variant: str | None
+    protocol: str | None
+    num_comparisons: int
+    """0: declared, but not measured."""
 
 
 class ArmResult(_Result):
@@ -125,6 +141,14 @@ class FinalResults(_Result):
     measurements: list[Measurement]
     arms: dict[str, ArmResult]
     comparisons: list[Comparison]
+    verdicts: list[Verdict] = []
+    """On the robustness of each arm at matched clean loss."""
+    decompositions: list[Decomposition] = []
+    """Of the gaps between the baseline and each arm."""
+    masking: dict[str, Masking] = {}
+    """By arm: signs that gradients mislead attacks on it more than on the baseline."""
+    family: list[FamilyMember] = []
+    """The confirmatory family, as the configuration declares it."""
     conclusions: list[Conclusion]
     differences_between_arms: list[dict[str, Any]]
 
@@ -182,6 +206,14 @@ class SummaryResults(_Result):
     """The same over all seeds."""
     arms: dict[str, ArmOverSeeds]
     comparisons: list[ComparisonOverSeeds]
+    verdicts: list[Verdict] = []
+    """On the robustness of each arm at matched clean loss."""
+    decompositions: list[Decomposition] = []
+    """Of the gaps between the baseline and each arm."""
+    masking: dict[str, Masking] = {}
+    """By arm: signs that gradients mislead attacks on it more than on the baseline."""
+    family: list[FamilyMember] = []
+    """The confirmatory family, as the configuration declares it."""
     conclusions: list[Conclusion]
     differences_between_arms: list[dict[str, Any]]
     not_pooled: list[dict[str, Any]]

@@ -26,7 +26,7 @@ def run(context: Context) -> list[Path]:
     vocabulary = Vocabulary.from_tokenizer(tokenizer, records.read_json(context.run.pinned_model)["vocab_size"])
     findings = {arm: _findings(context, arm, threshold, vocabulary) for arm in context.experiment.arms}
     final = build_final_results(
-        context.experiment, context.seed, findings, threshold=threshold, margins=_margins(findings[BASELINE])
+        context.experiment, context.seed, findings, threshold=threshold, margins=_margins(context, findings[BASELINE])
     )
     results = context.run.results
     evaluation = {
@@ -82,15 +82,16 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         triggers=triggers,
         trigger_rows=trigger_rows,
         certificate=evaluation["certificate"],
+        transfer_rows=_rows(context, Node("transfer", arm)),
         training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
     )
 
 
-def _margins(baseline: ArmFindings) -> dict[str, float]:
-    """Return δ: a tenth of what the attack does to the baseline on search documents, where that is known."""
+def _margins(context: Context, baseline: ArmFindings) -> dict[str, float]:
+    """Return δ: ``analysis.margin_share`` of what the attack does to the baseline on search documents, if known."""
     entry = baseline.triggers or {}
     best = [r for r in entry.get("restarts", ()) if r["restart"] == entry["best_restart"]]
-    return {"triggers": 0.1 * abs(best[0]["search_delta_nll"])} if best else {}
+    return {"triggers": context.experiment.analysis.margin_share * abs(best[0]["search_delta_nll"])} if best else {}
 
 
 def _rows(context: Context, node: Node, variant: str | None = None) -> list[Json]:
