@@ -146,6 +146,24 @@ def test_one_step_that_does_more_than_many_is_a_sign() -> None:
     assert index(found, "one step").n == NUM_DOCUMENTS
 
 
+def test_an_arm_that_all_attacks_move_less_is_told_from_one_that_hides_gradients() -> None:
+    """All attacks at half strength: the index in nats comes nearer to 0, as a share it stays what it was."""
+    full = arm(iterative=0.4, once=0.2)
+    half = evidence(
+        *(
+            [{**row, "delta_nats": row["delta_nats"] / 2} for row in full.attacks[key]]
+            for key in (ITERATIVE, ONCE, COORDINATE)
+        )
+    )
+    found = index(diagnosed(half, full), "one step")
+    assert found.flagged
+    assert found.explained_by_size
+    assert found.relative_difference == pytest.approx(0, abs=1e-12)
+    assert "not so as a share of what attacks do to each arm in" in diagnosed(half, full).sentence
+    hidden = index(diagnosed(arm(iterative=0.2, once=0.3), full), "one step")
+    assert (hidden.flagged, hidden.explained_by_size) == (True, False)
+
+
 def test_what_was_not_measured_is_named_and_never_called_clean() -> None:
     bare = evidence(rows(harms(0.4)))
     found = diagnosed(bare, bare)

@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from isotone.comparisons import Row
-from isotone.evidence import AttackKey, Column, Evidence, Seeds, changes, tables
+from isotone.evidence import WORST, AttackKey, Column, Evidence, Seeds, changes, tables
 from isotone.statistics import Estimate, linearized_estimate
 
 WITH_GRADIENT: tuple[AttackKey, ...] = (("hotflip", "iterative"), ("hotflip", "beam"), ("gcg", "top_k"))
 GRADIENT_FREE: AttackKey = ("coordinate", "random")
+PER_TOKEN = "nats per scored token"
 ONCE, ITERATIVE = ("hotflip", "once"), ("hotflip", "iterative")
 
 
@@ -44,6 +45,11 @@ class Index(BaseModel):
     """Of the difference; its lower end is the one-sided 95 % bound."""
     flagged: bool = False
     """The lower bound is above 0."""
+    relative_difference: float | None = None
+    """The same, each arm's index as a share of the worst case of its attacks; None for an index without a unit."""
+    relative_ci90: tuple[float, float] | None = None
+    explained_by_size: bool = False
+    """Flagged, but not as such a share: that attacks move the arm less may be all there is to it."""
     weak_on_both: bool = False
     """The baseline's own index is above 0 at one-sided 95 %: gradient attacks are weak on both."""
     n: int = 0
@@ -103,6 +109,11 @@ def _sentence(arm: str, baseline: str, indices: Sequence[Index]) -> str:
     parts = []
     if flagged:
         parts.append(f"Possible masking in {arm}: above {baseline} in {', '.join(flagged)}")
+        if small := [index.name for index in measured if index.explained_by_size]:
+            parts.append(
+                f"not so as a share of what attacks do to each arm in {', '.join(small)}, where the smaller effect "
+                "of all attacks may be the reason"
+            )
     elif measured:
         names = ", ".join(index.name for index in measured)
         parts.append(f"{arm} is not shown to be above {baseline} in what was measured of masking: {names}")
@@ -142,6 +153,8 @@ def _index(definition: _Definition, arm: str, baseline: str, seeds: Seeds) -> In
     value = of_arm[0] - of_baseline[0]
     difference = linearized_estimate(value, of_arm[1] - of_baseline[1], ones)
     own = linearized_estimate(*_influence(x["weakness"], n["weakness"]), ones)
+    relative = _relative(definition, arm, baseline, seeds, columns)
+    flagged = _is_positive(difference)
     return Index(
         **head,  # type: ignore[arg-type]
         measured=True,
@@ -150,11 +163,33 @@ def _index(definition: _Definition, arm: str, baseline: str, seeds: Seeds) -> In
         value_baseline=of_baseline[0],
         difference=value,
         ci90=difference.ci90,
-        flagged=_is_positive(difference),
+        flagged=flagged,
+        relative_difference=relative and relative.value,
+        relative_ci90=relative and relative.ci90,
+        explained_by_size=flagged and relative is not None and not _is_positive(relative),
         weak_on_both=_is_positive(own),
         n=difference.num_documents,
         num_seeds=difference.num_seeds,
     )
+
+
+def _relative(
+    definition: _Definition, arm: str, baseline: str, seeds: Seeds, columns: Mapping[str, Sequence[Column]]
+) -> Estimate | None:
+    """Return the difference of indices in nats as shares of each arm's own worst case.
+
+    Such an index shrinks with all that attacks do: of a model that is merely less confident, one that is negative (a
+    step finds less than a search) comes nearer to 0, and so above the baseline's.
+    """
+    if definition.unit != PER_TOKEN:
+        return None
+    worst = {name: [changes(s[name].attacks.get(WORST, ())) for s in seeds] for name in (arm, baseline)}
+    found = tables({**{name: columns[name] for name in worst}, **{f"worst of {name}": worst[name] for name in worst}})
+    sizes = {name: found.x[f"worst of {name}"] for name in worst}
+    if not found.documents or any(size.sum() <= 0 for size in sizes.values()):
+        return None
+    of_arm, of_baseline = (_influence(found.x[name], sizes[name]) for name in (arm, baseline))
+    return linearized_estimate(of_arm[0] - of_baseline[0], of_arm[1] - of_baseline[1], np.ones_like(sizes[arm]))
 
 
 def _influence(x_SD: np.ndarray, n_SD: np.ndarray) -> tuple[float, np.ndarray]:
@@ -175,17 +210,16 @@ def _definitions(primary: AttackKey) -> tuple[_Definition, ...]:
     def transferred(evidence: Evidence, other: str) -> Column | str:
         return transferred_minus_own(evidence, other, primary)
 
-    per_token = "nats per scored token"
     return (
         _Definition(
-            "gradient-free", "gradient-free minus best gradient attack, equal budget", per_token, *_twice(_free)
+            "gradient-free", "gradient-free minus best gradient attack, equal budget", PER_TOKEN, *_twice(_free)
         ),
-        _Definition("transfer", "edits found on the other arm minus its own edits", per_token, *_twice(transferred)),
+        _Definition("transfer", "edits found on the other arm minus its own edits", PER_TOKEN, *_twice(transferred)),
         _Definition("first order", "minus rank correlation of first-order and true change", "1", *_twice(_rank)),
         _Definition(
             "oracle", "regret of gradient candidates to all tokens at a position", "share of gain", _regret, _luck
         ),
-        _Definition("one step", "one-shot minus iterative HotFlip", per_token, *_twice(_once)),
+        _Definition("one step", "one-shot minus iterative HotFlip", PER_TOKEN, *_twice(_once)),
     )
 
 
