@@ -42,6 +42,8 @@ class Section:
     id: str
     title: str
     text: Sequence[str] = ()
+    statements: Sequence[str] = ()
+    """Computed sentences, set apart from other text."""
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     more: Sequence[Table] = ()
@@ -56,7 +58,9 @@ def _conclusions(run: RunFiles) -> Section:
 def verdict_section(run: RunFiles) -> Section:
     """Return the part on robustness at matched loss, of one run or of several seeds."""
     tables = [verdicts.controls_table(run), verdicts.gaps_table(run), verdicts.masking_table(run)]
-    return Section("verdict", "Verdict", text=verdicts.sentences(run), tables=[t for t in tables if t.rows])
+    return Section(
+        "verdict", "Verdict", verdicts.on_masking(run), verdicts.sentences(run), tables=[t for t in tables if t.rows]
+    )
 
 
 def _cost(run: RunFiles) -> Section:

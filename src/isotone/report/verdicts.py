@@ -18,10 +18,14 @@ Json = Mapping[str, Any]
 
 
 def sentences(run: RunFiles) -> list[str]:
-    """Return what is said of each arm, with the signs of masking beside it."""
+    """Return what is said of each arm."""
     found = [v["sentence"] for v in _verdicts(run)]
-    found += [m["sentence"] for m in run.final.get("masking", {}).values()]
     return found or ["There is no arm beside the baseline that a verdict could be about."]
+
+
+def on_masking(run: RunFiles) -> list[str]:
+    """Return the signs of masking in words."""
+    return [masking["sentence"] for masking in run.final.get("masking", {}).values()]
 
 
 def controls_table(run: RunFiles) -> Table:
