@@ -25,7 +25,7 @@ from isotone.config import Experiment
 from isotone.evaluation import summarize
 from isotone.report.summary import summary_text, triggers_csv
 from isotone.result_models import SCHEMA_FOLDER, SCHEMAS, FinalResults, json_schema, to_json
-from isotone.results import ArmFindings, build_final_results, differences_between_arms
+from isotone.results import ArmFindings, build_final_results, differences_between_arms, equivalence_margin
 
 PROTOCOL = PrefixProtocol(prefix=8, gap=2, continuation=20)
 VOCABULARY = Vocabulary.all_ids(64)
@@ -178,6 +178,14 @@ def test_a_family_that_the_configuration_declares_takes_the_place_of_the_default
         ("delta_nll", "triggers", "universal", 1),
     ]
     assert {c.level for c in default.comparisons} == {None, 0.05}
+
+
+def test_the_margin_is_the_declared_share_of_what_an_attack_does() -> None:
+    wider = Experiment.model_validate(
+        EXPERIMENT.model_dump(exclude_defaults=True) | {"analysis": {"margin_share": 0.2}}
+    )
+    assert equivalence_margin(EXPERIMENT, -0.5) == pytest.approx(0.05)
+    assert equivalence_margin(wider, 0.5) == pytest.approx(0.1)
 
 
 def test_every_arm_gets_a_verdict_its_gaps_and_its_signs_of_masking(found: dict[str, ArmFindings]) -> None:

@@ -194,6 +194,11 @@ def quantities_of(
     return {arm: {quantity.key: quantity for quantity in of_arm} for arm, of_arm in found.items()}
 
 
+def equivalence_margin(experiment: Experiment, change: float) -> float:
+    """Return δ, the half width of equivalence, from what an attack does to the baseline on search documents."""
+    return experiment.analysis.margin_share * abs(change)
+
+
 def family_of(experiment: Experiment) -> list[Key]:
     """Return the keys of the declared family; a variant that is not given is the one that conclusions rest on."""
     keys = []

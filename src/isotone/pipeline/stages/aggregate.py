@@ -14,7 +14,7 @@ from isotone.report import write_report, write_tables
 from isotone.report.summary import summary_text, triggers_csv
 from isotone.report.texts import write_token_texts
 from isotone.result_models import AttackResults, EvaluationResults, to_json
-from isotone.results import BASELINE, ArmFindings, build_final_results
+from isotone.results import BASELINE, ArmFindings, build_final_results, equivalence_margin
 
 Json = dict[str, Any]
 
@@ -91,7 +91,7 @@ def _margins(context: Context, baseline: ArmFindings) -> dict[str, float]:
     """Return δ: ``analysis.margin_share`` of what the attack does to the baseline on search documents, if known."""
     entry = baseline.triggers or {}
     best = [r for r in entry.get("restarts", ()) if r["restart"] == entry["best_restart"]]
-    return {"triggers": context.experiment.analysis.margin_share * abs(best[0]["search_delta_nll"])} if best else {}
+    return {"triggers": equivalence_margin(context.experiment, best[0]["search_delta_nll"])} if best else {}
 
 
 def _rows(context: Context, node: Node, variant: str | None = None) -> list[Json]:
