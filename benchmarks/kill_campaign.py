@@ -4,11 +4,14 @@
 
 Phases: training, save (a checkpoint half written), evaluation, attack. Each restart is the same command. At the end all
 results and checkpoints must be equal byte for byte, and every partial run must have exited with 75 (asked to stop) or
-by the signal (killed). Exit code 1 names the differences.
+by the signal (killed). Exit code 1 names the differences. To make it shorter: --set runtime.threads=1
+--set training.epochs=0.01 --set evaluation.num_documents=3 --set attacks.num_documents=4
+--set attacks.num_search_documents=3 --set attacks.triggers.iterations=2
 """
 
 import argparse
 import json
+import math
 import random
 import shutil
 import signal
@@ -20,12 +23,14 @@ from collections import Counter
 from pathlib import Path
 
 PHASES = {
-    "constrain": "training",
-    "train": "training",
-    "evaluate": "evaluation",
-    "triggers": "attack",
-    "hotflip": "attack",
+    "training": {"constrain", "train"},
+    "save": {"constrain", "train"},
+    "evaluation": {"evaluate"},
+    "attack": {"triggers", "hotflip"},
 }
+"""Kinds of nodes in which each phase is met."""
+LONGEST_SAVE_S = 0.15
+"""A strike at a save comes within so many seconds after its folder has been seen."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 NOT_COMPARED = {"records", "logs", "jobs", "leases", "work", "report.html", "timing.jsonl", "attempt.json"}
 """What holds times, hosts and process numbers."""
@@ -63,15 +68,17 @@ def campaign(command: list[str], whole: Path, killed: Path, per_phase: int, rng:
     and another round begins. Returns how often each (signal, phase) was hit.
     """
     landed: Counter[str] = Counter()
-    wanted = {"training", "save", "evaluation", "attack"}
+    durations_s = node_durations_s(whole)
     while True:
-        missing = sorted(phase for phase in wanted if landed[f"SIGKILL {phase}"] < per_phase)
-        process = subprocess.Popen([*command, "--out", killed], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        target = rng.choice(missing) if missing else None
+        missing = {phase for phase in PHASES if landed[f"SIGKILL {phase}"] < per_phase}
+        open_nodes = [node for node in durations_s if not any(killed.glob(f"*/seed-*/records/{node}.json"))]
+        target = choose_target(open_nodes, missing, rng)
         number = rng.choice(SIGNALS) if rng.random() < 0.3 else signal.SIGKILL
-        hit = end_in_phase(process, killed, target, number, rng) if target else None
+        began = Began(killed)
+        process = subprocess.Popen([*command, "--out", killed], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        hit = target and end_at(process, began, *target, durations_s[target[0]], number, rng)
         code = process.wait()
-        if hit:
+        if hit and code != 0:  # 0: it had just come to its end
             landed[f"{number.name} {hit}"] += 1
             print(f"{number.name} in {hit}: exit {code}", flush=True)
             assert code in (-number, 75), f"exit {code} after {number.name} in {hit}"
@@ -82,41 +89,75 @@ def campaign(command: list[str], whole: Path, killed: Path, per_phase: int, rng:
         else:
             if problems := differences(whole, killed):
                 raise SystemExit("\n".join(problems))
+            print("a round is complete and equal", flush=True)
             shutil.rmtree(killed)
 
 
-def end_in_phase(
-    process: subprocess.Popen[bytes], folder: Path, phase: str, number: signal.Signals, rng: random.Random
-) -> str | None:
-    """Send a signal at a random moment after a phase is seen; returns where it landed, None if the run ended first."""
-    delay: float | None = None
-    while process.poll() is None:
-        now = phase_now(folder)
-        if phase == "save":
-            if now == "save":
-                process.send_signal(number)
-                return "save"
-        elif now == phase:
-            delay = rng.uniform(0, 3) if delay is None else delay
-            time.sleep(min(delay, 0.05))
-            delay -= 0.05
-            if delay <= 0:
-                now = phase_now(folder)
-                process.send_signal(number)
-                return now
-        time.sleep(0.0005 if phase == "save" else 0.01)
+def node_durations_s(whole: Path) -> dict[str, float]:
+    """Return how long each node of an uninterrupted run took, in the order in which they ran."""
+    lines = next(whole.glob("*/seed-*/logs/attempts.jsonl")).read_text().splitlines()
+    ended = [entry for entry in map(json.loads, lines) if entry["outcome"] == "complete"]
+    return {entry["node"]: entry["ended"] - entry["started"] for entry in ended}
+
+
+def choose_target(open_nodes: list[str], missing: set[str], rng: random.Random) -> tuple[str, str] | None:
+    """Choose a node to strike, and a phase in it: mostly the next node, so that a round takes many kills."""
+    for node in open_nodes:
+        if (phases := sorted(missing & offered(node))) and rng.random() < 2 / 3:
+            return node, rng.choice(phases)
     return None
 
 
-def phase_now(folder: Path) -> str | None:
-    """Return what a run is doing, from what it has written."""
-    if any(folder.glob("*/seed-*/checkpoints/*/.step-*.tmp")):
-        return "save"
-    for log in folder.glob("*/seed-*/logs/attempts.jsonl"):
-        lines = log.read_text().splitlines()
-        last = json.loads(lines[-1]) if lines else {}
-        if last.get("outcome") == "started":
-            return PHASES.get(last["node"].split(".")[0])
+def offered(node: str) -> set[str]:
+    """Return the phases that a node goes through."""
+    return {phase for phase, kinds in PHASES.items() if node.split(".")[0] in kinds}
+
+
+class Began:
+    """What lay in a run's folder when a process began: what an earlier kill left behind says nothing about this one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._leftovers = self._unpublished()
+
+    def node_and_phase(self, pid: int) -> tuple[str | None, str | None]:
+        """Return which node the process works on and in which phase, from what it has written; None: in none yet."""
+        unpublished = self._unpublished()
+        self._leftovers &= unpublished  # swept; the next one of that name is this process's own
+        node = None
+        for log in self.folder.glob("*/seed-*/logs/attempts.jsonl"):
+            *_, last = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")] or [{}]
+            if last.get("pid") == pid and last["outcome"] == "started":
+                node = last["node"]
+        if unpublished - self._leftovers:
+            return node, "save"
+        return node, next(
+            (phase for phase in ("training", "evaluation", "attack") if node and phase in offered(node)), None
+        )
+
+    def _unpublished(self) -> set[Path]:
+        return set(self.folder.glob("*/seed-*/checkpoints/*/.step-*.tmp"))
+
+
+def end_at(
+    process: subprocess.Popen[bytes],
+    began: Began,
+    node: str,
+    phase: str,
+    duration_s: float,
+    number: signal.Signals,
+    rng: random.Random,
+) -> str | None:
+    """Send a signal at a random moment of a node's phase; returns where it landed, None if the run ended first."""
+    strike_at = math.inf
+    while process.poll() is None:
+        now = began.node_and_phase(process.pid)
+        if strike_at == math.inf and now[1] == phase and (phase == "save" or now[0] == node):
+            strike_at = time.monotonic() + rng.uniform(0, LONGEST_SAVE_S if phase == "save" else duration_s)
+        if time.monotonic() >= strike_at:
+            process.send_signal(number)
+            return now[1] or "another stage"
+        time.sleep(0.001 if phase == "save" else 0.005)
     return None
 
 

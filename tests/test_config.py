@@ -83,6 +83,12 @@ def test_parts_are_frozen() -> None:
         Arm().train = False  # type: ignore[misc]
 
 
+def test_no_seed_is_given_twice() -> None:
+    """Two runs would share one folder, and one seed would count as two."""
+    with pytest.raises(ValidationError, match="seeds: 7 is given twice"):
+        Experiment(name="x", seeds=(7, 42, 7))
+
+
 def test_a_tenth_of_an_epoch_is_exactly_a_tenth() -> None:
     assert epochs_as_fraction(0.1) == Fraction(1, 10)
     assert epochs_as_fraction(1e-4) == Fraction(1, 10_000)

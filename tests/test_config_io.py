@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from isotone.config import Experiment
@@ -57,7 +57,9 @@ def test_what_is_dumped_is_read_back_equal(preset: str, defaults: bool, tmp_path
     assert load_experiment(_file(tmp_path, dump_yaml(experiment, defaults))) == experiment
 
 
+@example("a\x85b")
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
+@example("a\x85b\u2028c\u2029 d\ufeff")
 def test_any_text_survives_dump_and_load(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "text.yaml"
     path.write_text(dump_yaml(Experiment(name="x", description=text)), newline="")
@@ -99,6 +101,7 @@ def test_the_json_schema_is_closed_and_describes_its_keys() -> None:
         ("", "expected keys and values, found null"),
         ("a: !!python/object/apply:os.getpid []", "not valid YAML: could not determine a constructor"),
         ("name: ../x", "name: found"),
+        ("arms: &a {b: *a}", "something in it contains itself"),
     ],
 )
 def test_a_fault_is_told_in_one_line_that_begins_with_the_file(text: str, message: str, tmp_path: Path) -> None:

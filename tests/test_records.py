@@ -364,6 +364,12 @@ def test_a_read_only_folder_is_the_users_to_change(tmp_path: Path, monkeypatch: 
         records.write_bytes(tmp_path / "file", b"x")
 
 
+def test_a_file_where_a_folder_should_be_is_the_users_to_change(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    with pytest.raises(UsageError, match=r"runs is no folder.*--out"):
+        records.write_bytes(tmp_path / "runs/name/seed-1/config.yaml", b"x")
+
+
 def test_setting_aside_keeps_every_copy(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         (tmp_path / "step").mkdir()

@@ -1,10 +1,14 @@
 """The entry point: handlers and environment first, then the command line, then one line for what went wrong."""
 
+import io
 import sys
 
 
 def main() -> None:
     """Run the command line and exit with the code that the contract promises."""
+    for stream in (sys.stdout, sys.stderr):  # a locale that lacks a character must not end a run that is complete
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     from isotone.interruption import StopFlag
 
     stop = StopFlag()

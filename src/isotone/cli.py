@@ -35,8 +35,7 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
         code = app(spread_lists([a for a in arguments if a != "--debug"]), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Stopped as stopped:
-        _print_error("PARTIAL", stopped, debug)
-        print("Run the same command again to continue.", file=sys.stderr)
+        _print_error("PARTIAL", stopped, debug, "Run the same command again to continue.")
         return stopped.exit_code
     except IsotoneError as error:
         _print_error("ERROR", error, debug)
@@ -57,11 +56,15 @@ def run_command_line(arguments: list[str], stop: StopFlag) -> int:
         return 1
 
 
-def _print_error(word: str, error: IsotoneError, debug: bool) -> None:
+def _print_error(word: str, error: IsotoneError, debug: bool, advice: str = "") -> None:
     if debug:
         traceback.print_exc()
+    if error.told:
+        return
     for line in str(error).splitlines():  # a configuration may have several faults, one a line
         print(f"{word}: {line.strip()}", file=sys.stderr)
+    if advice:
+        print(advice, file=sys.stderr)
 
 
 # --- arguments that several commands share ---------------------------------------------------------------------------
@@ -167,7 +170,6 @@ def submit(
     from isotone.config_io import load_experiment
     from isotone.pipeline.seeds import seeds_to_submit
     from isotone.slurm import submission
-    from isotone.slurm.site import load_cluster
 
     config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
     act = submission.submit_experiment
@@ -175,7 +177,7 @@ def submit(
         act = submission.cancel_experiment
     elif dry_run:
         act = submission.show_experiment
-    act(config, load_cluster(site, config.cluster), chosen_seeds, out)
+    act(config, site, chosen_seeds, out)
 
 
 @app.command()
@@ -195,6 +197,33 @@ def why(run_folder: RunArgument, debug: DebugOption = False) -> None:
     from isotone.slurm.watch import status_with_jobs
 
     print(explain_run(run_folder, status_with_jobs(run_folder)))
+
+
+@app.command()
+def plan(
+    experiment: ExperimentArgument,
+    seeds: SeedsOption = [],  # noqa: B006
+    out: OutOption = Path("runs"),
+    overrides: SetOption = [],  # noqa: B006
+    site: SiteOption = None,
+    tokens: Annotated[str | None, typer.Option(metavar="N", help="Training tokens of one epoch: 1e9, 300M.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine first, and keep the rates.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say what every stage will take, against its limits; exit 3 if one does not fit."""
+    from isotone.config_io import load_experiment
+    from isotone.pipeline.seeds import seeds_to_submit
+    from isotone.planning.plan import make_plan, measure_rates
+    from isotone.planning.table import format_plan
+
+    config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
+    if measure:
+        print(f"rates measured: {measure_rates(config, site, out)}", file=sys.stderr)
+    found = make_plan(config, site, out, chosen_seeds, tokens)
+    print(json.dumps([row.to_dict() for row in found.rows], indent=1) if as_json else format_plan(found))
+    if found.unsafe:
+        raise typer.Exit(3)
 
 
 @app.command()

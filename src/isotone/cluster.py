@@ -117,6 +117,8 @@ class Device(Part):
     """Memory of one device; without it none is checked."""
     peak_tflops: Positive | None = None
     """10¹² floating-point operations a second at best, as the maker states."""
+    peak_tflops_fp32: Positive | None = None
+    """The same in fp32 without TF32, for evaluation and attacks; without it their times are lower bounds."""
     utilization: Share | None = None
     """Share of the peak that is reached (model FLOPs utilization); .4 unless given."""
 

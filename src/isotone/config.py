@@ -115,6 +115,8 @@ class Training(Part):
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16", "pure_bf16"] = "auto"
     """fp32, or bf16 autocast over fp32 masters; auto: by the device, once. pure_bf16 belongs to published_bf16."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work: ddp, each holds the whole model; fsdp, each holds a part. One: ignored."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     save_every_steps: Count = 500
@@ -341,6 +343,12 @@ class Experiment(Part):
                 )
         if len(set(self.analysis.family)) < len(self.analysis.family):
             raise ValueError("analysis.family: a member is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "Experiment":
+        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            raise ValueError(f"seeds: {twice[0]} is given twice; every run has a seed of its own")
         return self
 
     def training_of(self, arm: str) -> Training:

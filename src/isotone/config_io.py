@@ -167,7 +167,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back equal: text that looks like a number is quoted."""
+    """Writes what ``_Loader`` reads back equal: text that looks like a number, or holds odd line breaks, is quoted."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        breaks = any(mark in text for mark in "\x85\u2028\u2029")  # YAML's line breaks: plain, they are folded
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 _SCALARS = (
@@ -187,12 +194,17 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value)
 
 def _parse(text: str, label: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        tree = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{label}{where}: not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{label}: not valid YAML: {str(error).splitlines()[0]}") from error
+    try:
+        json.dumps(tree, default=str)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{label}: something in it contains itself, by an anchor (&, *) or without end") from error
+    return tree
 
 
 def _override(tree: dict[str, Any], item: str) -> Location:

@@ -6,9 +6,14 @@ a traceback, unless ``--debug`` is given.
 
 
 class IsotoneError(Exception):
-    """Something failed; what was finished before stays."""
+    """Something failed; what was finished before stays.
+
+    Attributes:
+        told: another process, which works together with this one, prints the message.
+    """
 
     exit_code = 1
+    told = False
 
 
 class UsageError(IsotoneError):

@@ -23,6 +23,7 @@ FORMAT = 1
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_FOLDER = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _UNREADABLE = {errno.EIO, errno.ESTALE}
 
 
@@ -187,26 +188,64 @@ def publish_directory(path: Path | str, files: Mapping[str, bytes | Iterable[byt
         CorruptError: what was read back is not what was written.
     """
     path = Path(path)
+    aside = begin_directory(path, sum(len(data) for data in files.values() if isinstance(data, bytes)))
+    try:
+        with _storage_errors(path):
+            entries = {name: _write_hashed(aside / name, data) for name, data in files.items()}
+        finish_directory(path, entries)
+    except IsotoneError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    verify_directory(path)
+
+
+def begin_directory(path: Path | str, num_bytes: int) -> Path:
+    """Make the hidden sibling in which several processes write the parts of a folder, and return it.
+
+    ``publish_directory`` does all of it in one process. Here each process calls ``write_part`` for its own files, and
+    when all are done, one calls ``finish_directory``.
+
+    Raises:
+        DiskFullError: there is not enough space for so many bytes.
+        FileExistsError: the folder is there already.
+    """
+    path = Path(path)
     if path.exists():
         raise FileExistsError(path)
-    aside = path.with_name(f".{path.name}.tmp")
     with _storage_errors(path):
         make_folder(path.parent)
-        try:
-            if aside.exists():
-                shutil.rmtree(aside)
-            known = sum(len(data) for data in files.values() if isinstance(data, bytes))
-            require_free_space(path.parent, int(1.2 * known))
-            aside.mkdir()
-            entries = {name: _write_hashed(aside / name, data) for name, data in files.items()}
-            _write_synced(aside / MANIFEST, dump_json({"format": FORMAT, "files": entries}))
-            sync_folder(aside)
-            os.rename(aside, path)
-        except (OSError, DiskFullError):
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+        sweep_directory(_aside(path))
+        require_free_space(path.parent, int(1.2 * num_bytes))
+        _aside(path).mkdir()
+    return _aside(path)
+
+
+def write_part(path: Path | str, data: bytes | Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write and sync one file of a folder that is not finished; return its entry in the manifest."""
+    with _storage_errors(Path(path)):
+        return _write_hashed(Path(path), data)
+
+
+def finish_directory(path: Path | str, entries: Mapping[str, dict[str, Any]]) -> None:
+    """Give a folder that was begun its manifest and its name; nothing is read back.
+
+    Args:
+        path: the folder.
+        entries: what ``write_part`` returned, by name relative to the folder.
+    """
+    path = Path(path)
+    aside = _aside(path)
+    with _storage_errors(path):
+        _write_synced(aside / MANIFEST, dump_json({"format": FORMAT, "files": dict(entries)}))
+        for folder in sorted({(aside / name).parent for name in entries} - {aside}):
+            sync_folder(folder)
+        sync_folder(aside)
+        os.rename(aside, path)
         sync_folder(path.parent)
-    verify_directory(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def verify_directory(path: Path | str, *, hashes: bool = True) -> None:
@@ -347,7 +386,10 @@ def make_folder(path: Path | str) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError as error:  # a file has the name
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is no folder") from error
     sync_folder(path.parent)
 
 
@@ -364,7 +406,7 @@ def _write_synced(path: Path, data: bytes) -> None:
     _write_hashed(path, data)
 
 
-def _write_hashed(path: Path, data: bytes | Iterable[bytes]) -> dict[str, Any]:
+def _write_hashed(path: Path, data: bytes | Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write and sync a file; return its entry in the manifest."""
     size, digest = 0, hashlib.sha256()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -379,7 +421,7 @@ def _write_hashed(path: Path, data: bytes | Iterable[bytes]) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:  # a write may be short
         view = view[os.write(descriptor, view) :]
@@ -394,7 +436,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
             raise DiskFullError(
                 f"no space left while writing {path}; what stood before is intact: free space and run again"
             ) from error
-        if error.errno in _READ_ONLY:
+        if error.errno in _READ_ONLY | _NO_FOLDER:
             raise UsageError(
                 f"{path} cannot be written ({error.strerror}); choose another folder with --out"
             ) from error

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,12 @@ def test_other_fields_can_be_named_and_missing_columns_list_what_is_there(tmp_pa
     assert "row 1: the field 'n' holds int" in fault(tmp_path / "a.parquet", text_field="n")
     (tmp_path / "b.jsonl").write_text('{"body": "x"}')
     assert read(tmp_path / "b.jsonl", text_field="body") == [Document("b.jsonl:1", "x")]
+
+
+def test_a_pipe_is_refused_and_not_waited_on(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "corpus.txt")
+    with pytest.raises(UsageError, match="neither a file nor a folder"):
+        open_corpus(Data(source=str(tmp_path / "corpus.txt")))
 
 
 def test_an_empty_folder_is_said_so(tmp_path: Path) -> None:

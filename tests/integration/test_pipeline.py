@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from isotone import records
+from isotone.models import load_tokenizer, save_model
 from isotone.result_models import PUBLISHED, json_schema
 
 from .conftest import SHORT, isotone, run
@@ -59,12 +63,7 @@ def test_a_complete_run_is_not_done_again(finished: Path, tmp_path: Path) -> Non
 def test_kills_at_random_moments_change_no_byte(finished: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "isotone", "run", "pocket-quick", *SHORT]
     landed = campaign(command, finished, tmp_path / "killed", per_phase=1, rng=random.Random(3))
-    assert {key.split()[1] for key in landed if key.startswith("SIGKILL")} == {
-        "training",
-        "save",
-        "evaluation",
-        "attack",
-    }
+    assert all(landed[f"SIGKILL {phase}"] for phase in ("training", "save", "evaluation", "attack"))
     assert differences(finished, tmp_path / "killed") == []
 
 
@@ -240,6 +239,20 @@ def test_the_shifted_twin_is_the_baseline(tmp_path: Path) -> None:
         c for c in final["comparisons"] if (c["a"], c["metric"], c["variant"]) == ("shifted_twin", "delta_nll", "once")
     )
     assert attack["difference"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_gated_model_goes_through_every_stage_and_is_said_not_to_be_monotone(tmp_path: Path) -> None:
+    """Llama's architecture: non-negative weights do not make a gated network with SiLU monotone."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, max_position_embeddings=256, **shape))
+    save_model(model, load_tokenizer("pocket"), tmp_path / "llama")
+    change = "{baseline: {}, monotonic: {constraint: {recipe: published, scope: gated_updown}}}"
+    done = run(tmp_path, "--set", f"model.source={tmp_path / 'llama'}", "--set", f"arms={change}")
+    assert done.returncode == 0, done.stderr
+    assert "constrain.monotonic: no weight is negative, yet not monotone" in done.stderr
+    certificate = records.read_json(tmp_path / RUN / "results/final_results.json")["arms"]["monotonic"]["certificate"]
+    assert (certificate["verdict"], certificate["weights"]) == ("violated", "nonneg")
 
 
 def test_a_mistyped_setting_binds_nobody(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils.logging import get_logger
 from tiny_models import MODELS, logits, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,6 +18,7 @@ from isotone.config import Model
 from isotone.constraint import constrain, fold
 from isotone.errors import IsotoneError, UsageError
 from isotone.models import describe, load_model, load_tokenizer, pin_model, save_model
+from isotone.models.sources import Source, one_line
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -165,6 +168,14 @@ def test_hub_that_cannot_be_reached_says_what_to_do() -> None:
         load_tokenizer("EleutherAI/pythia-14m-not-cached")
 
 
+def test_an_unreachable_hub_is_told_once() -> None:
+    """The hub's client warns of every retry; the error that follows says it all."""
+    client = get_logger("huggingface_hub.utils._http")
+    with one_line(Source("some/model", "some/model", None, False)):
+        assert not client.isEnabledFor(logging.WARNING)
+    assert client.isEnabledFor(logging.WARNING)
+
+
 def test_kernel_that_an_architecture_lacks_is_one_line(tmp_path: Path) -> None:
     save_model(tiny_model("bloom"), None, tmp_path / "model")
     assert load_model(str(tmp_path / "model")).config.model_type == "bloom"
@@ -187,6 +198,26 @@ def test_dtype_is_float32_unless_asked_otherwise(tmp_path: Path) -> None:
     save_model(tiny_model("gpt_neox").bfloat16(), None, tmp_path / "model")
     assert load_model(str(tmp_path / "model")).dtype == torch.float32
     assert load_model(str(tmp_path / "model"), dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_model_without_weights_or_tokenizer_is_refused_before_the_corpus_is_packed(tmp_path: Path) -> None:
+    """transformers makes an empty tokenizer up, to which every corpus is empty."""
+    bare = tmp_path / "bare"
+    save_model(tiny_model("gpt_neox"), None, bare)
+    with pytest.raises(UsageError, match="bare comes without a tokenizer"):
+        load_tokenizer(str(bare))
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="bare holds no weights"):
+        pin_model(Model(source=str(bare)))
+
+
+def test_every_file_of_a_tokenizer_is_pinned(folder: Path) -> None:
+    (folder / "merges.txt").write_text("a b\n")
+    model = Model(source=str(folder))
+    pin = pin_model(model)
+    (folder / "merges.txt").write_text("b a\n")
+    with pytest.raises(UsageError, match=r"merges\.txt of .* is not the file that setup pinned"):
+        load_tokenizer(model, pin=pin)
 
 
 def test_pinned_model_is_loaded_and_a_changed_one_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from isotone.cluster import Cluster
 from isotone.config_io import load_experiment
 from isotone.errors import UsageError
 from isotone.slurm.chain import submitted_jobs
@@ -21,6 +20,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # no profile of whoever runs the tests
 
     def put(name: str, lines: str) -> None:
         (folder / name).write_text(f"#!/bin/bash\n{lines}\n")
@@ -32,7 +32,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 def submit(out: Path) -> None:
-    submit_experiment(load_experiment("pocket-quick"), Cluster(), [42], out, lambda line: None)
+    submit_experiment(load_experiment("pocket-quick"), None, [42], out, lambda line: None)
 
 
 def test_a_missing_account_is_told_with_the_key_and_nothing_is_submitted(command: Command, tmp_path: Path) -> None:
@@ -75,3 +75,14 @@ def test_a_queue_that_does_not_answer_is_told(command: Command, tmp_path: Path) 
     command("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     with pytest.raises(UsageError, match=r"squeue refused: .*Unable to contact"):
         submit(tmp_path / "runs")
+
+
+def test_what_the_plan_holds_unsafe_is_named_before_anything_is_submitted(command: Command, tmp_path: Path) -> None:
+    command("sbatch", "[ $1 = --test-only ] && exit 0; echo 7")
+    lines: list[str] = []
+    experiment = load_experiment("pythia-1.4b")
+    submit_experiment(experiment, "founding", [42], tmp_path / "runs", lines.append)
+    first_job = next(i for i, line in enumerate(lines) if line.endswith(": job 7"))
+    named = [i for i, line in enumerate(lines) if line.startswith("UNSAFE train_monotonic, time limit: 32 h")]
+    assert named
+    assert named[0] < first_job

@@ -4,7 +4,7 @@
 What the optimizer holds is V: gradients are pulled back from W to V before its step, and W is written from V after it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -89,25 +89,38 @@ class Constraint:
                 continue
             master.grad = weight.grad.to(master.dtype)  # the same memory where the dtypes agree
             weight.grad = None
-            self._map.pull_back_(master.grad, master.data, self._scales[name])
+            self._map.pull_back_(_own(master.grad), _own(master), self._scales[name])
 
     @torch.no_grad()
     def push(self) -> None:
         """Write W = map(V) into the modules; once a step, after the optimizer's."""
         for name, master in self._masters.items():
-            weight = self._weights[name].data
-            if weight.dtype == master.dtype:
-                self._map.apply_(master.data, weight, self._scales[name])
+            v, w = _own(master), _own(self._weights[name])
+            if w.dtype == v.dtype:
+                self._map.apply_(v, w, self._scales[name])
             else:
-                effective = torch.empty_like(master.data)
-                self._map.apply_(master.data, effective, self._scales[name])
-                weight.copy_(effective)
+                effective = torch.empty_like(v)
+                self._map.apply_(v, effective, self._scales[name])
+                w.copy_(effective)
 
     def to(self, device: torch.device | str) -> "Constraint":
         """Move the masters; call it beside ``model.to(device)``, before an optimizer is made."""
         for master in self._masters.values():
             master.data = master.data.to(device)
         return self
+
+    def follow(self, weights: Mapping[str, nn.Parameter], divide: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Go on with weights that were divided over processes, and divide the masters like them.
+
+        Args:
+            weights: the model's parameters by name, after they were divided.
+            divide: called with a whole master and its divided weight; returns the divided master.
+        """
+        for name in self._weights:
+            weight = self._weights[name] = weights[name]
+            is_weight = isinstance(self._map, Projection)
+            v = self._masters[name].detach()
+            self._masters[name] = weight if is_weight else nn.Parameter(divide(v, weight))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let every step of an optimizer pull back before it and push after it."""
@@ -139,7 +152,7 @@ class Constraint:
 
     def holds(self) -> bool:
         """Return whether every effective weight is finite and non-negative (softplus may round to 0 far below)."""
-        return all(bool(((w >= 0) & torch.isfinite(w)).all()) for w in self._weights.values())
+        return all(bool(((w >= 0) & torch.isfinite(w)).all()) for w in map(_own, self._weights.values()))
 
 
 def constrain(
@@ -219,6 +232,11 @@ def restore(
     constraint.load_state_dict(state)
     _remember(model, constraint)
     return constraint
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return the data of a tensor, or this process's part of it: the maps work on single entries."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor.data
 
 
 @torch.no_grad()

@@ -38,8 +38,10 @@ def open_files(path: Path, text_field: str) -> Corpus:
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f, path))
         files = [f for f in files if f.name.endswith(SUFFIXES)]
-    else:
+    elif path.is_file():
         root = path.parent
+    else:  # a pipe would be waited on for ever, and cannot be read twice
+        raise UsageError(f"data.source: {path} is neither a file nor a folder")
     if not files or not files[0].name.endswith(SUFFIXES):
         raise UsageError(f"data.source: {path} is not, and does not hold, a file named {', '.join(SUFFIXES)}")
     try:

@@ -195,14 +195,7 @@ def _pack(
 
 
 def _tokenize(documents: Sequence[Document], recipe: Recipe) -> Iterator[np.ndarray]:
-    encoded = recipe.tokenizer(
-        [d.text for d in documents],
-        add_special_tokens=False,
-        split_special_tokens=True,  # "<|endoftext|>" in a text is text
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
+    encoded = tokenize([d.text for d in documents], recipe.tokenizer)
     for document, ids in zip(documents, encoded, strict=True):
         if ids and max(ids) >= recipe.num_vocab:
             raise UsageError(
@@ -210,6 +203,18 @@ def _tokenize(documents: Sequence[Document], recipe: Recipe) -> Iterator[np.ndar
                 f"vocabulary has {recipe.num_vocab} entries; use the tokenizer that belongs to the model"
             )
         yield np.array(ids, recipe.dtype)
+
+
+def tokenize(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    """Return the tokens of texts, without special ones, whatever the texts say."""
+    return tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,  # "<|endoftext|>" in a text is text
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
 
 
 def _npy(array: np.ndarray) -> bytes:

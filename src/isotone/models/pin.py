@@ -8,10 +8,16 @@ from isotone import records
 from isotone.config import Model
 from isotone.errors import UsageError
 from isotone.models.describe import describe
-from isotone.models.sources import Source, one_line, resolve_source
+from isotone.models.sources import Source, one_line, refuse_pickles, resolve_source
 
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 """What is fetched of a hub repository: configuration, weights and tokenizer; pickles only where they are allowed."""
+_TEXTS = (
+    "config.json",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+)
+"""What is pinned of a folder beside its weights: all that decides which tokens a text gets."""
 
 
 def pin_model(model: Model) -> dict[str, Any]:
@@ -25,6 +31,8 @@ def pin_model(model: Model) -> dict[str, Any]:
         UsageError: the model cannot be fetched or read.
     """
     at = resolve_source(model.source, model.gguf_file)
+    if at.local and at.gguf_file is None and not model.allow_pickle:
+        refuse_pickles(at)  # now, and not when the corpus has been packed
     folder = Path(at.location) if at.local else _snapshot(at, model)
     sizes = describe(str(folder / at.gguf_file) if at.gguf_file else str(folder))
     return {
@@ -68,6 +76,5 @@ def _hashes(folder: Path, at: Source, allow_pickle: bool) -> dict[str, str]:
     if at.gguf_file:
         return {at.gguf_file: records.sha256_file(folder / at.gguf_file)}
     weights = [*folder.glob("*.safetensors"), *(folder.glob("*.bin") if allow_pickle else ())]
-    texts = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")]
-    files = sorted(path for path in [*weights, *texts] if path.is_file())
+    files = sorted(path for path in [*weights, *(folder / name for name in _TEXTS)] if path.is_file())
     return {path.name: records.sha256_file(path) for path in files}

@@ -110,7 +110,7 @@ def load_model(
 
     at = resolve_source(source, gguf_file)
     if at.local and not allow_pickle and at.gguf_file is None:
-        _refuse_pickles(at)
+        refuse_pickles(at)
     common = {"revision": revision, "trust_remote_code": trust_remote_code, **_gguf(at)}
     with one_line(at):
         config = AutoConfig.from_pretrained(at.location, **common)
@@ -155,9 +155,12 @@ def load_tokenizer(
 
     at = resolve_source(source, gguf_file)
     with one_line(at, "tokenizer"):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             at.location, revision=revision, trust_remote_code=trust_remote_code, **_gguf(at)
         )
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # transformers makes an empty one up from config.json
+        raise UsageError(f"model.source: {at.given} comes without a tokenizer; put its files (tokenizer.json) there")
+    return tokenizer
 
 
 def _pinned_revision(model: Model, pin: Mapping[str, Any] | None) -> str | None:
@@ -173,7 +176,12 @@ def _gguf(at: Source) -> dict[str, str]:
     return {} if at.gguf_file is None else {"gguf_file": at.gguf_file}
 
 
-def _refuse_pickles(at: Source) -> None:
+def refuse_pickles(at: Source) -> None:
+    """Check that a local folder holds weights that cannot execute code.
+
+    Raises:
+        UsageError: it holds pickles only, or no weights.
+    """
     folder = Path(at.location)
     if any(folder.glob("*.safetensors")):
         return
@@ -220,10 +228,10 @@ def one_line(at: Source, what: str = "model") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what transformers prints while loading: what it warns of is an error here, bars are isotone's own."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hold back what the libraries print while loading: what they warn of is an error here, bars are isotone's own."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("transformers", "huggingface_hub"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     bars: Any = sys.modules["transformers"].utils.logging if "transformers" in sys.modules else None
     shown = bars is not None and bars.is_progress_bar_enabled()
     if shown:
@@ -231,7 +239,8 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
         if shown:
             bars.enable_progress_bar()
 

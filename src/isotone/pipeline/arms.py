@@ -76,7 +76,7 @@ def load_end(context: Context, arm: str, checkpoint: str) -> PreTrainedModel:
     model, constraint = start_constrained(context, arm)
     if (folder := end_folder(context, arm, checkpoint)) is not None:
         load_weights(folder, model, constraint)
-    return fold(model).float().eval()
+    return nn.Module.float(fold(model)).eval()  # transformers' own refuses weights that came from a GGUF file
 
 
 def end_folder(context: Context, arm: str, checkpoint: str) -> Path | None:

@@ -13,6 +13,7 @@ from isotone.pipeline.record import outputs_hash
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.progress import ProgressBar, progress
 from isotone.training.budget import Budget
+from isotone.training.distributed import ALONE, Team
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Context:
         stop: read at every place where the node can stop safely.
         budget: what this process may spend on training, shared by all its nodes.
         say: where lines for the user go.
+        team: the processes that train together; one alone for all other nodes.
     """
 
     experiment: Experiment
@@ -38,6 +40,7 @@ class Context:
     stop: StopFlag
     budget: Budget
     say: Callable[[str], None]
+    team: Team = ALONE
 
     @property
     def arm_name(self) -> str:

@@ -69,12 +69,16 @@ def evaluate_documents(
         text_field: the field that holds the text.
         out: folder for finished batches and the result; an interrupted evaluation continues there.
         stop: read after each batch.
+
+    Raises:
+        UsageError: the model or the documents cannot be used, or there is no text in them.
     """
     from tempfile import TemporaryDirectory
 
     from isotone.data.corpora import open_corpus
     from isotone.data.packed import PackedDocument
     from isotone.data.packing import separator_of
+    from isotone.data.shards import tokenize
     from isotone.evaluation import evaluate_perplexity, summarize
 
     model, tokenizer = load_model(source), load_tokenizer(source)
@@ -82,8 +86,10 @@ def evaluate_documents(
     tokenized = [
         PackedDocument(d.id, np.array(ids, np.int64), len(d.text.encode()), d.text)
         for d in texts
-        for ids in [tokenizer(d.text, add_special_tokens=False)["input_ids"]]
+        for ids in [tokenize([d.text], tokenizer)[0]]
     ]
+    if not any(len(document.tokens) for document in tokenized):
+        raise UsageError(f"--documents: {documents} holds no text")
     with TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         rows = evaluate_perplexity(

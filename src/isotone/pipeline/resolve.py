@@ -37,7 +37,7 @@ def resolve(experiment: Experiment, run: RunDirectory, *, computes: bool = True)
         if computes:
             experiment = _resolved_here(experiment)
         text = dump_yaml(experiment, defaults=True)
-        if not run.config.is_file() or run.config.read_text() != text:
+        if not run.config.is_file() or run.config.read_text(encoding="utf-8") != text:
             records.write_text(run.config, text)
     return experiment
 

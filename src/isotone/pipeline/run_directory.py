@@ -1,5 +1,6 @@
 """Where everything of a run lies: runs/NAME/seed-N, runs/NAME/setup for what all seeds share, and their summary."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class RunDirectory:
             UsageError: the folder holds no run, or several; they are named.
         """
         if cls(folder).experiment_file.is_file():
-            return cls(folder)
+            return cls(_with_its_setup(folder))
         runs = sorted(p for p in folder.glob("seed-*") if cls(p).experiment_file.is_file())
         if len(runs) == 1:
             return cls(runs[0])
@@ -166,3 +167,9 @@ class ExperimentDirectory:
     def summary_record(self) -> Path:
         """What says that the summary is complete, and from what it was made."""
         return self.summary / "record.json"
+
+
+def _with_its_setup(folder: Path) -> Path:
+    """Return the folder under the name whose parent holds the setup: ``.`` and links have other parents, or none."""
+    named = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
+    return named if (named.parent / "setup").is_dir() or not named.is_symlink() else named.resolve()

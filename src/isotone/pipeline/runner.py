@@ -5,7 +5,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from isotone.config import Experiment
 from isotone.environment import gpu_line, provenance, require_platform
 from isotone.errors import BlockedError, Stopped, UsageError
 from isotone.interruption import StopFlag
+from isotone.launch import World, world_of
 from isotone.pipeline.context import Context, Stage
 from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.lease import lease
@@ -25,6 +27,7 @@ from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
 from isotone.pipeline.seeds import why_incomplete
 from isotone.pipeline.slices import config_slice
 from isotone.training.budget import Budget
+from isotone.training.distributed import ALONE, Team, end_team, start_team
 
 _LIGHT = {"setup", "aggregate"}
 """Kinds whose results do not depend on the device."""
@@ -64,17 +67,53 @@ def run_nodes(
         UsageError: the configuration contradicts what stands in the run's folder, or this is no Linux or macOS.
     """
     require_platform()
+    world = world_of()
     graph = Graph(request.experiment)
     chosen = _chosen(graph, request)
-    computes = any(node.kind not in _LIGHT for node in chosen)
-    experiment = resolve(request.experiment, request.run, computes=computes)
-    if request.fresh:
-        for node in chosen:
-            _set_aside(request.run, node, say)
-    _prepare_torch(experiment, request.seed, computes)
     budget = budget or Budget(request.max_epochs, request.max_minutes)
+    team = _team(request, chosen, graph, world) if world.size > 1 else ALONE
+    try:
+        _run_chosen(request, graph, chosen, stop, say if team.is_first else lambda line: None, budget, team)
+        team.gather(None)  # nobody leaves before all is written: a launcher ends the others when one has gone
+    finally:
+        end_team()
+
+
+def _run_chosen(
+    request: Request,
+    graph: Graph,
+    chosen: list[Node],
+    stop: StopFlag,
+    say: Callable[[str], None],
+    budget: Budget,
+    team: Team,
+) -> None:
+    computes = any(node.kind not in _LIGHT for node in chosen)
+    experiment = team.first_then_others(lambda: resolve(request.experiment, request.run, computes=computes))
+    if request.fresh:
+        team.first(lambda: _set_aside_all(request.run, chosen, say))
+    _prepare_torch(experiment, request.seed, computes)
     for node in chosen:
-        _bring_to_completion(Context(experiment, graph, request.run, request.seed, node, stop, budget, say))
+        context = Context(experiment, graph, request.run, request.seed, node, stop, budget, say, team)
+        if node.kind == "train":
+            _bring_to_completion(context)
+        else:  # where an arm starts from another one's end, its constrain node belongs to its training stage
+            team.first(lambda: _bring_to_completion(replace(context, team=ALONE)))  # noqa: B023 - called at once
+
+
+def _team(request: Request, chosen: list[Node], graph: Graph, world: World) -> Team:
+    """Bring several processes together, or refuse to, where one does the work."""
+    stages = {graph.stage_of(node) for node in chosen}
+    if len(stages) > 1 or not any(node.kind == "train" for node in chosen):
+        error = UsageError(
+            f"{world.size} processes were started, but only training is shared by several: give --only train_baseline "
+            f"(or another train stage), and run the other stages in one process"
+        )
+        error.told = world.rank > 0
+        raise error
+    from isotone.determinism import resolve_device
+
+    return start_team(world, resolve_device(request.experiment.runtime.device))
 
 
 def run_seeds(requests: Sequence[Request], stop: StopFlag, say: Callable[[str], None] = print) -> Path:
@@ -117,15 +156,23 @@ def _chosen(graph: Graph, request: Request) -> list[Node]:
 
 
 def _bring_to_completion(context: Context) -> None:
+    if not context.team.first(lambda: _is_due(context)):
+        return
+    with ExitStack() as held:
+        held_by_all = lease(context.run.lease(context.node), str(context.node))
+        context.team.first(lambda: held.enter_context(held_by_all))
+        # another run may have finished it while this one waited for the lease
+        if not context.team.first(lambda: _is_complete(context)):
+            _attempt(context)
+
+
+def _is_due(context: Context) -> bool:
     if _is_complete(context):
         context.say(f"{context.node}: complete")
-        return
+        return False
     _require_upstream(context)
     context.stop.check(f"before {context.node}: nothing of it had begun; the run")
-    with lease(context.run.lease(context.node), str(context.node)):
-        if _is_complete(context):  # another process finished it while this one waited for the lease
-            return
-        _attempt(context)
+    return True
 
 
 def _is_complete(context: Context) -> bool:
@@ -157,32 +204,33 @@ def _standing(context: Context, node: Node) -> Standing:
 
 
 def _attempt(context: Context) -> None:
-    node, log = context.node, records.JsonLines(context.run.attempts)
+    node, team, log = context.node, context.team, records.JsonLines(context.run.attempts)
+    note: Callable[..., object] = log.append if team.is_first else lambda line: None
     context.say(f"{node}: starts · {gpu_line()}")
     started = time.time()
     entry: dict[str, Any] = {"node": str(node), "pid": os.getpid(), "started": started}
-    log.append({**entry, "outcome": "started"})
+    note({**entry, "outcome": "started"})
     timer = _wall_clock(context)
     try:
-        _forget_other_work(context)
+        team.first(lambda: _forget_other_work(context))
         outputs = _stage(node)(context)
-        write_record(
-            context.run,
-            context.graph,
-            context.experiment,
-            context.seed,
-            node,
-            outputs,
-            {**provenance(context.run.root), "started": started, "seconds": time.time() - started},
-        )
+        team.first(lambda: _write_record(context, outputs, started))
     except BaseException as error:
-        log.append({**entry, "ended": time.time(), "outcome": _outcome(error), "reason": str(error) or repr(error)})
+        note({**entry, "ended": time.time(), "outcome": _outcome(error), "reason": str(error) or repr(error)})
         raise
     finally:
         timer.cancel()
-    log.append({**entry, "ended": time.time(), "outcome": "complete"})
-    shutil.rmtree(context.run.work(node), ignore_errors=True)
+    note({**entry, "ended": time.time(), "outcome": "complete"})
+    if team.is_first:
+        shutil.rmtree(context.run.work(node), ignore_errors=True)
     context.say(f"{node}: complete after {time.time() - started:.1f} s")
+
+
+def _write_record(context: Context, outputs: list[Path], started: float) -> None:
+    found = {**provenance(context.run.root), "started": started, "seconds": time.time() - started}
+    if context.team.size > 1:
+        found["processes"] = context.team.size
+    write_record(context.run, context.graph, context.experiment, context.seed, context.node, outputs, found)
 
 
 def _forget_other_work(context: Context) -> None:
@@ -224,6 +272,11 @@ def _prepare_torch(experiment: Experiment, seed: int, computes: bool) -> None:
 
     device = determinism.resolve_device(experiment.runtime.device) if computes else "cpu"
     determinism.prepare(seed, determinism.resolve_threads(experiment.runtime.threads), device)
+
+
+def _set_aside_all(run: RunDirectory, nodes: list[Node], say: Callable[[str], None]) -> None:
+    for node in nodes:
+        _set_aside(run, node, say)
 
 
 def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:

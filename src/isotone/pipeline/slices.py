@@ -1,7 +1,8 @@
 """Which part of the configuration a node depends on: what is hashed into its record, with defaults left out.
 
 A value that cannot change a node's result (how often to save, what to log) is in no slice, so a change of it makes
-nothing stale.
+nothing stale. Nor is how many processes share the work, and how: like the micro-batch's, its history is kept beside the
+checkpoints, and a training goes on with another number of them.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from isotone.config import Experiment
 from isotone.pipeline.graph import Node
 
-_HARMLESS_TRAINING = {"save_every_steps", "save_every_minutes", "keep_last"}
+_HARMLESS_TRAINING = {"save_every_steps", "save_every_minutes", "keep_last", "parallel"}
 
 
 def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any]:

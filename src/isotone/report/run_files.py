@@ -39,7 +39,7 @@ class RunFiles:
     @cached_property
     def config(self) -> Json:
         """The resolved experiment."""
-        return yaml.safe_load((self.root / "config.yaml").read_text())
+        return yaml.safe_load((self.root / "config.yaml").read_text(encoding="utf-8"))
 
     @cached_property
     def arms(self) -> tuple[str, ...]:

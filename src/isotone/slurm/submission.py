@@ -17,9 +17,12 @@ from isotone.cluster import Cluster, Resources, duration_s
 from isotone.config import Experiment
 from isotone.config_io import dump_yaml
 from isotone.errors import BlockedError, UsageError
+from isotone.planning.plan import make_plan
+from isotone.planning.table import unsafe_lines
 from isotone.slurm import queue
 from isotone.slurm.chain import Key, Link, build_chain
 from isotone.slurm.script import render
+from isotone.slurm.site import load_cluster
 
 Say = Callable[[str], None]
 _LOCAL_TYPES = {"tmpfs", "ramfs", "overlay", "devtmpfs"}
@@ -38,16 +41,24 @@ _HINTS = {
 """What to change, by a word in what Slurm says."""
 
 
-def submit_experiment(experiment: Experiment, cluster: Cluster, seeds: list[int], out: Path, say: Say = print) -> None:
-    """Submit what is neither complete nor in the queue.
+def submit_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
+    """Submit what is neither complete nor in the queue; what the plan holds unsafe is named first.
+
+    Args:
+        experiment: as it was given.
+        site: a site profile, see ``isotone.slurm.site.load_cluster``.
+        seeds: of the runs.
+        out: the folder that holds all runs.
+        say: where lines for the user go.
 
     Raises:
         UsageError: Slurm is not there or would refuse a job; then nothing was submitted. Or it refused one after
             others were submitted: those are named.
         BlockedError: another process is submitting the same experiment.
     """
-    out = out.resolve()
+    cluster, out = load_cluster(site, experiment.cluster), out.resolve()
     require_shared_folder(out, cluster)
+    _tell_unsafe(experiment, site, seeds, out, say)
     with _one_at_a_time(out / experiment.name):
         links = build_chain(experiment, cluster, seeds, out)
         ids = _queued(links)
@@ -60,8 +71,9 @@ def submit_experiment(experiment: Experiment, cluster: Cluster, seeds: list[int]
         _tell(link, ids, say)
 
 
-def show_experiment(experiment: Experiment, cluster: Cluster, seeds: list[int], out: Path, say: Say = print) -> None:
+def show_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
     """Print the graph of jobs, their scripts and what Slurm says of them; nothing is written or submitted."""
+    cluster = load_cluster(site, experiment.cluster)
     links = build_chain(experiment, cluster, seeds, out.resolve())
     names = {link.key: link.job.job_name for link in links}
     width = max(map(len, names.values()))
@@ -76,14 +88,17 @@ def show_experiment(experiment: Experiment, cluster: Cluster, seeds: list[int], 
             say(f"sbatch --test-only: {_refusal(link, cluster) or 'would be accepted'}")
         except UsageError as error:
             say(f"sbatch --test-only: not asked ({error})")
+    say("")
+    _tell_unsafe(experiment, site, seeds, out, say)
 
 
-def cancel_experiment(experiment: Experiment, cluster: Cluster, seeds: list[int], out: Path, say: Say = print) -> None:
+def cancel_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
     """Take every job of an experiment out of the queue; what they have saved stays.
 
     Raises:
         UsageError: Slurm is not there.
     """
+    cluster = load_cluster(site, experiment.cluster)
     ids = _queued(build_chain(experiment, cluster, seeds, out.resolve()))
     if ids:
         queue.cancel(ids.values())
@@ -123,6 +138,16 @@ def require_shared_folder(out: Path, cluster: Cluster) -> None:
             f"--out {out}: {where} belongs to this node alone, the jobs' nodes do not see it; choose a folder on a "
             f"shared file system, such as one below $SCRATCH"
         )
+
+
+def _tell_unsafe(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say) -> None:
+    """Name what does not fit by the plan; Slurm decides, and a stage that needs longer goes on under the same id."""
+    try:
+        lines = unsafe_lines(make_plan(experiment, site, out, seeds))
+    except UsageError as error:
+        lines = [f"not planned: {error}"]
+    for line in lines:
+        say(line)
 
 
 def _asks_for_gpu(resources: Resources) -> bool:

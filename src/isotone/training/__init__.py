@@ -2,7 +2,8 @@
 
 from isotone.training.budget import Budget
 from isotone.training.checkpoint import load_weights, read_checkpoint, save_initial
-from isotone.training.loop import Trainer, TrainResult
+from isotone.training.loop import Trainer
 from isotone.training.memory import MicroBatchLedger
+from isotone.training.result import TrainResult
 
 __all__ = ["Budget", "MicroBatchLedger", "TrainResult", "Trainer", "load_weights", "read_checkpoint", "save_initial"]

@@ -64,6 +64,18 @@ class Batches:
         """Return the token ids of a step's batch, int64 [B, L], on the CPU."""
         return torch.from_numpy(self._rows_NL[self._chosen(step)].astype(np.int64))
 
+    def require_shares(self, num_processes: int) -> None:
+        """Refuse a number of processes that cannot share a batch evenly.
+
+        Raises:
+            UsageError: names the settings to change.
+        """
+        if self.effective_batch % num_processes:
+            raise UsageError(
+                f"training.micro_batch × training.accumulation is {self.effective_batch} rows, which {num_processes} "
+                f"processes cannot share evenly; start a number of processes that divides it"
+            )
+
     def epochs(self, num_steps: int) -> Fraction:
         """Return how many epochs so many steps are."""
         return Fraction(num_steps, self.steps_per_epoch)

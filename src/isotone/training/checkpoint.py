@@ -3,7 +3,8 @@
 A checkpoint ``step-00001200/`` holds ``model.safetensors`` (masters of constrained weights, the rest as it is),
 ``optimizer.safetensors``, ``state.json`` (position, histories, identity) and the manifest of the store. The
 starting point ``step-00000000/`` has no optimizer. A save in the middle of a validation is called
-``step-00001200.unvalidated/``.
+``step-00001200.unvalidated/``. Where the model is divided over processes, folders ``model/`` and ``optimizer/`` with
+each one's shards stand in the place of the two files.
 """
 
 import logging
@@ -17,14 +18,15 @@ from torch import Tensor, nn
 
 from isotone import records
 from isotone.errors import IsotoneError, UsageError
+from isotone.training.distributed import Team
 from isotone.training.optimizer import copy_into
 
 WEIGHTS, OPTIMIZER, STATE = "model", "optimizer", "state.json"
 SHARD_BYTES = 1 << 30
 """Bytes of tensors after which a new file begins: a save needs so much memory beside the model, not twice the model."""
 
-FORMAT = 1
-"""Number of the checkpoint's format, in state.json."""
+FORMAT, SHARDED_FORMAT = 1, 2
+"""Numbers of a checkpoint's format, in state.json: written by one process, or each process's part by itself."""
 
 _NAME = re.compile(r"step-(\d{8,})(\.unvalidated)?")
 _log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class Checkpoint:
     @property
     def is_start(self) -> bool:
         """Whether it is a starting point: weights alone."""
-        return not any(self.path.glob(f"{OPTIMIZER}*.safetensors"))
+        return not any(self.path.glob(f"{OPTIMIZER}*"))
 
     def weights(self) -> dict[str, Tensor]:
         """Read what is trained."""
@@ -55,9 +57,29 @@ class Checkpoint:
         """Read the optimizer's state."""
         return self._tensors(OPTIMIZER)
 
+    def fill(self, kind: str, targets: Mapping[str, Tensor], what: str) -> None:
+        """Copy tensors of a kind into existing ones, of which each process may hold a part.
+
+        Raises:
+            CorruptError: names the first tensor that does not fit; nothing was copied.
+        """
+        if not any(hasattr(target, "to_local") for target in targets.values()):
+            copy_into(targets, self._tensors(kind), what)
+            return
+        from isotone.training import sharding
+
+        folder = self.path / kind
+        sharding.read_shards(sorted(folder.iterdir()) if folder.is_dir() else self._files(kind), targets, what)
+
     def _tensors(self, kind: str) -> dict[str, Tensor]:
-        files = sorted(self.path.glob(f"{kind}*.safetensors"))
-        return {name: value for file in files for name, value in records.tensors_from_file(file).items()}
+        if (self.path / kind).is_dir():
+            from isotone.training import sharding
+
+            return sharding.read_whole(sorted((self.path / kind).iterdir()))
+        return {name: value for file in self._files(kind) for name, value in records.tensors_from_file(file).items()}
+
+    def _files(self, kind: str) -> list[Path]:
+        return sorted(self.path.glob(f"{kind}*.safetensors"))
 
 
 class CheckpointFolder:
@@ -112,7 +134,7 @@ class CheckpointFolder:
         Raises:
             DiskFullError: no space; the checkpoints that were there are intact.
         """
-        path = self.path / f"step-{step:08d}{'' if state.get('validated', True) else '.unvalidated'}"
+        path = self._path(step, state)
         shards = _shards(WEIGHTS, weights) | _shards(OPTIMIZER, optimizer or {})
         self.path.mkdir(parents=True, exist_ok=True)
         num_bytes = sum(t.nbytes for shard in shards.values() for t in shard.values())
@@ -120,6 +142,41 @@ class CheckpointFolder:
         files = {name: _serialized(shard) for name, shard in shards.items()}
         records.publish_directory(path, {**files, STATE: records.dump_json({"format": FORMAT, **state})})
         return path
+
+    def publish_shards(
+        self,
+        team: Team,
+        step: int,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor] | None,
+        state: dict[str, Any],
+    ) -> Path:
+        """Do what ``publish`` does with tensors that are divided over the processes of a team, in all of them.
+
+        Raises:
+            DiskFullError: no space for one of them; the same in all.
+        """
+        from isotone.training import sharding
+
+        path, kinds = self._path(step, state), {WEIGHTS: weights, **({OPTIMIZER: optimizer} if optimizer else {})}
+        num_bytes = sum(t.numel() * t.element_size() for tensors in kinds.values() for t in tensors.values())
+        aside = team.first(lambda: records.begin_directory(path, num_bytes))
+        mine: dict[str, dict[str, Any]] = {}
+        for kind, tensors in kinds.items():
+            mine |= sharding.write_shards(aside, kind, tensors, SHARD_BYTES * team.size)
+        parts = team.gather(mine)
+
+        def finish() -> None:
+            entries = {name: entry for part in parts for name, entry in sorted(part.items())}
+            entries[STATE] = records.write_part(aside / STATE, records.dump_json({"format": SHARDED_FORMAT, **state}))
+            records.finish_directory(path, entries)
+            records.verify_directory(path)
+
+        team.first(finish)
+        return path
+
+    def _path(self, step: int, state: dict[str, Any]) -> Path:
+        return self.path / f"step-{step:08d}{'' if state.get('validated', True) else '.unvalidated'}"
 
     def prune(self, best_step: int | None) -> None:
         """Remove all but the last ``keep_last``, the best one and the starting point."""
@@ -148,7 +205,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     records.verify_directory(path)
     state = records.read_json(path / STATE)
-    if state.get("format") != FORMAT:
+    if state.get("format") not in (FORMAT, SHARDED_FORMAT):
         raise UsageError(f"{path / STATE} has format {state.get('format')}; this isotone reads format {FORMAT}")
     return Checkpoint(path, state)
 
@@ -174,10 +231,10 @@ def put_weights(checkpoint: Checkpoint, model: nn.Module, constraint: Any = None
     saved, given = checkpoint.state.get("constraint"), describe_constraint(constraint)
     if saved != given:
         raise UsageError(f"{checkpoint.path} was saved with constraint {saved}; it is now {given}")
-    tensors = checkpoint.weights()
-    copy_into(weights_of(model, constraint), tensors, f"{checkpoint.path}, weights")
+    targets = weights_of(model, constraint)
+    checkpoint.fill(WEIGHTS, targets, f"{checkpoint.path}, weights")
     if constraint is not None:  # the scales, which are numbers; then the effective weights are written
-        constraint.load_state_dict({name: tensors[name] for name in constraint.state_dict()})
+        constraint.load_state_dict({name: targets[name] for name in constraint.state_dict()})
 
 
 def weights_of(model: nn.Module, constraint: Any = None) -> dict[str, Tensor]:

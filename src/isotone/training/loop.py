@@ -7,11 +7,9 @@ a process stops, never what it computes.
 Shapes: B rows, L tokens of a row.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +26,8 @@ from isotone.scoring import token_nll
 from isotone.training.batches import Batches, Rows
 from isotone.training.budget import Budget
 from isotone.training.checkpoint import (
+    OPTIMIZER,
+    Checkpoint,
     CheckpointFolder,
     check_identity,
     describe_constraint,
@@ -35,42 +35,15 @@ from isotone.training.checkpoint import (
     trainable_parameters,
     weights_of,
 )
-from isotone.training.memory import Attempt, MicroBatchLedger, is_out_of_memory
+from isotone.training.distributed import ALONE, Team
+from isotone.training.memory import is_out_of_memory
 from isotone.training.metrics import MetricsLog
+from isotone.training.micro_batch import MicroBatch
 from isotone.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from isotone.training.result import TrainResult
 from isotone.training.schedule import learning_rate
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How far training has come.
-
-    Attributes:
-        complete: whether the target is reached.
-        reason: why it stopped before (a signal or a budget); None when complete.
-        step: optimizer steps made, by all processes.
-        total_steps: optimizer steps of the whole target.
-        epochs_done: passes over the training rows.
-        best_step: step of the lowest validation loss; None before the first validation.
-        best_validation_nll: nats per token.
-        checkpoints: names of the folders ``last`` and ``best``.
-        tokens: training tokens read, by all processes.
-        micro_batches: changes of the micro-batch, with step and reason.
-    """
-
-    complete: bool
-    reason: str | None
-    step: int
-    total_steps: int
-    epochs_done: float
-    best_step: int | None
-    best_validation_nll: float | None
-    checkpoints: dict[str, str]
-    tokens: int
-    micro_batches: list[dict[str, Any]]
 
 
 class Trainer:
@@ -90,9 +63,10 @@ class Trainer:
         micro_batch: rows of one forward pass; the recipe's unless given. The effective batch is always the recipe's.
         autocast: compute in bf16, keep weights as they are.
         progress: called after every step with the step and a short text.
+        team: the processes that share the work, each with a trainer of its own; this one alone unless given.
 
     Raises:
-        UsageError: the data has fewer rows than one effective batch.
+        UsageError: the data has fewer rows than one effective batch, or the processes cannot share one evenly.
     """
 
     def __init__(
@@ -111,27 +85,39 @@ class Trainer:
         micro_batch: int | None = None,
         autocast: bool = False,
         progress: Callable[[int, str], None] | None = None,
+        team: Team = ALONE,
     ):
-        self.model, self.recipe, self.constraint, self.seed, self.stop = model, recipe, constraint, seed, stop
+        self.model, self.recipe, self.constraint, self.seed = model, recipe, constraint, seed
+        self.team, self.stop = team, team.stop_flag(stop)
         self.budget, self.autocast, self.progress = budget or Budget(), autocast, progress
         self.batches = Batches(data, recipe, seed)
+        self.batches.require_shares(team.size)
         self.total_steps = self.batches.total_steps
         self.validation_rows_NL = data.rows("validation")[: recipe.validation_rows]
-        self.first_micro_batch = self.micro_batch = min(micro_batch or recipe.micro_batch, self.batches.effective_batch)
+        self.checkpoints = CheckpointFolder(folder, recipe.keep_last)
+        self.micro_batch = MicroBatch(
+            self.checkpoints.path,
+            micro_batch or recipe.micro_batch,
+            self.batches.effective_batch,
+            team,
+            recipe.parallel,
+        )
         self.identity = {
             **(identity or {}),
             "data": data.fingerprint,
             "seed": str(seed),
             "steps": f"{self.total_steps} of {self.batches.effective_batch} rows",
-            "micro-batch": str(self.first_micro_batch),
+            "micro-batch": str(self.micro_batch.first),
             "autocast": str(autocast),
         }
+        self.divided = team.size > 1 and recipe.parallel == "fsdp"
+        if self.divided:
+            from isotone.training.sharding import shard
+
+            shard(model, constraint, team)
         self.trainable = trainable_parameters(model, constraint)
         self.optimizer = build_optimizer(self.trainable, recipe, set(constraint.names) if constraint else set())
         self.device = next(model.parameters()).device
-        self.checkpoints = CheckpointFolder(folder, recipe.keep_last)
-        self.ledger = MicroBatchLedger(self.checkpoints.path.parent, self.checkpoints.path.name)
-        self.attempt = Attempt(self.checkpoints.path / "attempt.json")
         self.metrics = MetricsLog(metrics)
         self.timing = records.JsonLines(self.checkpoints.path / "timing.jsonl")
         self.step, self.history = 0, list[dict[str, Any]]()
@@ -150,22 +136,29 @@ class Trainer:
             IsotoneError: no checkpoint is valid, the loss is not finite, or one row does not fit in memory.
         """
         self._restore()
+        leaves_trace = False  # but where a process is killed, be it another one
         try:
             self._saved_at = time.monotonic()
             self._begin_training_mode()
             reason = self._train()
             self._save_if_new()
+        except Exception as error:
+            if (lost := self.team.lost_peer(error)) is None:
+                raise
+            leaves_trace = True
+            raise lost from error
         finally:
-            self.attempt.end()  # only a kill leaves its trace
+            if not leaves_trace:
+                self.micro_batch.end()
         self.model.eval()
-        return self._result(reason)
+        return self.team.first(lambda: self._result(reason))
 
     def _train(self) -> str | None:
         """Alternate boundaries and steps; return why it ended, None at the target."""
         while True:
             if self._validation_is_due() and not self._with_less_memory(self._validate):
                 return self.stop.requested
-            if self._save_is_due():
+            if self.team.first(self._save_is_due):
                 self._save_if_new()
             if self.step == self.total_steps:
                 return None
@@ -175,11 +168,14 @@ class Trainer:
             loss = self._with_less_memory(self._gradients)
             if loss is None:
                 return self.stop.requested
-            self._apply_gradients(loss)
+            if not self.divided:  # there the backward pass has summed them
+                self.team.sum_gradients(self.model.parameters())
+            self._apply_gradients(self.team.total(loss))
             self._took("step", began)
 
     def _why_budget_ends(self) -> str | None:
-        return self.budget.why_exhausted(self.batches.steps_per_epoch, sum(self._slowest_s.values()))
+        needed_s = sum(self._slowest_s.values())
+        return self.team.first(lambda: self.budget.why_exhausted(self.batches.steps_per_epoch, needed_s))
 
     def _took(self, what: str, began: float) -> None:
         self._slowest_s[what] = max(self._slowest_s[what], time.monotonic() - began)
@@ -196,26 +192,32 @@ class Trainer:
             best_validation_nll=best["nll"] if best else None,
             checkpoints={"last": last, "best": f"step-{best['step']:08d}" if best else last},
             tokens=self.batches.tokens(self.step),
-            micro_batches=self.ledger.history(),
+            micro_batches=self.micro_batch.history(),
         )
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def _gradients(self) -> Tensor | None:
-        """Sum the step's gradients over its micro-batches; return the mean loss, None if a stop is requested."""
+        """Sum the step's gradients over its micro-batches; return the mean loss, None if a stop is requested.
+
+        Of several processes each takes its share of the rows, and its part of the sums. Where a share fills whole
+        micro-batches, those are the ones that a single process makes, with the same random streams.
+        """
         self._forget_gradients()
-        ids_BL = self.batches.at(self.step).to(self.device)
+        ids_BL = self.batches.at(self.step)
         num_labels = ids_BL.shape[0] * (ids_BL.shape[1] - 1)
+        parts = self.team.share_of(ids_BL).to(self.device).split(self.micro_batch.rows)
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
-        for number, part_BL in enumerate(ids_BL.split(self.micro_batch)):
+        for number, part_BL in enumerate(parts, self.team.rank * len(parts)):
             if self.stop.requested:
                 return None
             seed_streams(self.seed, "train", self.step, number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 part_loss = token_nll(self.model, part_BL).sum() / num_labels
-            self.attempt.watch()  # here activations are in memory
+            self.micro_batch.watch()  # here activations are in memory
             part_loss.backward()
             loss += part_loss.detach()
+        self.team.agree()
         return loss
 
     def _apply_gradients(self, loss: Tensor) -> None:
@@ -224,12 +226,17 @@ class Trainer:
         if self.constraint is not None:
             self.constraint.pull_back()
         norm = nn.utils.clip_grad_norm_(self.trainable.values(), self.recipe.clip)
+        if self.divided:
+            norm = norm.full_tensor()  # type: ignore[attr-defined]
         loss_value, norm_value = loss.item(), norm.item()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self.metrics.flush()
-            raise IsotoneError(
-                f"step {self.step + 1}: loss {loss_value}, gradient norm {norm_value}; the last checkpoint is intact. "
-                f"Lower training.lr, or set training.precision: fp32"
+            if self.team.is_first:
+                self.metrics.flush()
+            raise self.team.once(
+                IsotoneError(
+                    f"step {self.step + 1}: loss {loss_value}, gradient norm {norm_value}; the last checkpoint is "
+                    f"intact. Lower training.lr, or set training.precision: fp32"
+                )
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -259,12 +266,12 @@ class Trainer:
                 if not is_out_of_memory(error):
                     raise
                 message = str(error).split("\n")[0]
+                self.micro_batch.tell_others(error, self.step, self._saved[0], self.device.type)
             self._forget_gradients()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self._save_if_new()
-            self.micro_batch = self.ledger.halve(self.step, self.micro_batch, f"out of memory on {self.device.type}")
-            _log.warning("step %d: %s; micro-batch is now %d", self.step, message, self.micro_batch)
+            self.micro_batch.halve(self.step, self.device.type, message)
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -282,16 +289,22 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> bool:
         """Score the validation rows, nats per token; False if a stop is requested in between."""
-        began, total = time.monotonic(), 0.0
+        began, total, rows = time.monotonic(), 0.0, self.micro_batch.rows
         self.model.eval()
         try:
-            for first in range(0, len(self.validation_rows_NL), self.micro_batch):
+            for round_first in range(0, len(self.validation_rows_NL), rows * self.team.size):
                 if self.stop.requested:
                     return False
-                rows_BL = self.validation_rows_NL[first : first + self.micro_batch].astype(np.int64)
+                first = round_first + self.team.rank * rows
+                rows_BL = self.validation_rows_NL[first : first + rows].astype(np.int64)
+                is_counted = len(rows_BL) > 0
+                if not is_counted:  # all processes compute as often, and one row must do where none is left
+                    rows_BL = self.validation_rows_NL[:1].astype(np.int64)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     nll_BT = token_nll(self.model, torch.from_numpy(rows_BL).to(self.device))
-                total += nll_BT.cpu().double().sum().item()
+                total += nll_BT.cpu().double().sum().item() if is_counted else 0.0
+            self.team.agree()
+            total = self.team.total(torch.tensor(total, dtype=torch.float64)).item()
         finally:
             self.model.train()
         num_rows, length = self.validation_rows_NL.shape
@@ -304,7 +317,8 @@ class Trainer:
         return min(self.history, key=lambda entry: (entry["nll"], entry["step"]), default=None)
 
     def _record(self, **values: float) -> None:
-        self.metrics.record(self.step, epoch=round(float(self.batches.epochs(self.step)), 6), **values)
+        if self.team.is_first:
+            self.metrics.record(self.step, epoch=round(float(self.batches.epochs(self.step)), 6), **values)
 
     # --- saving and restoring ----------------------------------------------------------------------------------------
 
@@ -324,64 +338,73 @@ class Trainer:
         if self._saved == (self.step, validated):
             return
         began = time.monotonic()
-        self.metrics.flush()
+        if not self.divided:
+            self.team.require_equal(self.trainable.values(), f"step {self.step}: the weights")
+        self.team.first(self.metrics.flush)
         best = self._best()
-        state = {
-            "step": self.step,
-            "validated": validated,
-            "epochs": str(self.batches.epochs(self.step)),
-            "total_steps": self.total_steps,
-            "best": best,
-            "validations": self.history,
-            "micro_batches": self.ledger.history(),
-            "constraint": describe_constraint(self.constraint),
-            "next": self.batches.fingerprint(self.step),
-            "identity": self.identity,
-        }
-        optimizer = optimizer_tensors(self.optimizer, self.trainable)
-        self.checkpoints.publish(self.step, weights_of(self.model, self.constraint), optimizer, state)
-        self.checkpoints.prune(best["step"] if best else None)
-        self._saved, self._saved_at = (self.step, validated), time.monotonic()
-        self._took("save", began)
-        self.timing.append(
+        self._publish(
             {
                 "step": self.step,
-                "slowest_step_s": round(self._slowest_s["step"], 4),
-                "save_s": round(self._saved_at - began, 4),
-            }
+                "validated": validated,
+                "epochs": str(self.batches.epochs(self.step)),
+                "total_steps": self.total_steps,
+                "best": best,
+                "validations": self.history,
+                "micro_batches": self.micro_batch.history(),
+                "constraint": describe_constraint(self.constraint),
+                "next": self.batches.fingerprint(self.step),
+                "identity": self.identity,
+            },
+            optimizer_tensors(self.optimizer, self.trainable),
         )
+        self.team.first(lambda: self.checkpoints.prune(best["step"] if best else None))
+        self._saved, self._saved_at = (self.step, validated), time.monotonic()
+        self._took("save", began)
+        line = {
+            "step": self.step,
+            "slowest_step_s": round(self._slowest_s["step"], 4),
+            "save_s": round(self._saved_at - began, 4),
+        }
+        self.team.first(lambda: self.timing.append(line))
+
+    def _publish(self, state: dict[str, Any], optimizer: dict[str, Tensor] | None) -> None:
+        weights = weights_of(self.model, self.constraint)
+        if self.divided:
+            self.checkpoints.publish_shards(self.team, self.step, weights, optimizer, state)
+        else:
+            self.team.first(lambda: self.checkpoints.publish(self.step, weights, optimizer, state))
 
     def _restore(self) -> None:
         """Take up the newest checkpoint, or publish the start; choose the micro-batch."""
-        self.checkpoints.sweep()
-        checkpoint = self.checkpoints.newest()
+        self.team.first(self.checkpoints.sweep)
+        checkpoint = self.team.first(self.checkpoints.newest)
         if checkpoint is None:
-            start = {"step": 0, "constraint": describe_constraint(self.constraint), "identity": self.identity}
-            self.checkpoints.publish(0, weights_of(self.model, self.constraint), None, start)
+            self._publish(
+                {"step": 0, "constraint": describe_constraint(self.constraint), "identity": self.identity}, None
+            )
         else:
-            check_identity(checkpoint, self.identity)
+            self.team.first(lambda: check_identity(checkpoint, self.identity))
             put_weights(checkpoint, self.model, self.constraint)
             self.step = checkpoint.state["step"]
         if checkpoint is not None and not checkpoint.is_start:
-            load_optimizer_tensors(self.optimizer, self.trainable, checkpoint.optimizer())
-            self.history = checkpoint.state["validations"]
-            if checkpoint.state["next"] != self.batches.fingerprint(self.step):
-                raise UsageError(
-                    f"{checkpoint.path}: this software draws other random numbers or another order of rows than the "
-                    f"one it was made with; use the versions that the run's records name, or start again with --fresh"
-                )
+            self._restore_optimizer(checkpoint)
         self._saved = (self.step, checkpoint is None or checkpoint.state.get("validated", True))
-        self.metrics.resume(self.step, (entry["step"] for entry in self.history))
         self._slowest_s["save"] = max((line["save_s"] for line in self.timing.read()[-1:]), default=0.0)
-        self._choose_micro_batch()
-        self.attempt.begin(self.step)
+        self.team.first(lambda: self.metrics.resume(self.step, (entry["step"] for entry in self.history)))
+        self.micro_batch.begin(self.step, self.total_steps)
 
-    def _choose_micro_batch(self) -> None:
-        current = self.ledger.follow_other_arms(self.step, self.ledger.at(self.step, self.first_micro_batch))
-        if reason := self.attempt.why_last_died_of_memory(self.step):
-            current = self.ledger.halve(self.step, current, reason)
-            _log.warning("%s: micro-batch is now %d", reason, current)
-        self.micro_batch = current
+    def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
+        if self.divided:
+            targets = optimizer_tensors(self.optimizer, self.trainable)
+            checkpoint.fill(OPTIMIZER, targets, "the optimizer's state")
+        else:
+            load_optimizer_tensors(self.optimizer, self.trainable, checkpoint.optimizer())
+        self.history = checkpoint.state["validations"]
+        if checkpoint.state["next"] != self.batches.fingerprint(self.step):
+            raise UsageError(
+                f"{checkpoint.path}: this software draws other random numbers or another order of rows than the "
+                f"one it was made with; use the versions that the run's records name, or start again with --fresh"
+            )
 
     def _begin_training_mode(self) -> None:
         self.model.train()

@@ -62,6 +62,19 @@ class MicroBatchLedger:
         self._lines.append({"step": step, "micro_batch": current // 2, "reason": reason})
         return current // 2
 
+    def note_processes(self, step: int, current: int, num_processes: int, parallel: str) -> None:
+        """Record how many processes share the work from ``step`` on, where it is not what it was before.
+
+        Their sums are taken in another order, so their history is part of the micro-batch's.
+        """
+        noted = [entry for entry in self.history() if "processes" in entry]
+        before = (noted[-1]["processes"], noted[-1]["parallel"]) if noted else (1, None)
+        now = (num_processes, parallel if num_processes > 1 else None)
+        if now != before or (noted and noted[-1]["step"] > step):
+            reason = f"shared by {num_processes} processes" if num_processes > 1 else "one process"
+            place = {"processes": now[0], "parallel": now[1]}
+            self._lines.append({"step": step, "micro_batch": current, **place, "reason": reason})
+
     def follow_other_arms(self, step: int, current: int) -> int:
         """Take over, from ``step`` on, a smaller micro-batch that another arm had to take, and return what holds."""
         for file in sorted(self.folder.glob("micro_batch.*.jsonl")):

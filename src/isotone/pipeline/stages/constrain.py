@@ -16,6 +16,9 @@ def run(context: Context) -> list[Path]:
     Raises:
         UsageError: scope, parametrization or initialization do not fit the model; the reason is named.
         IsotoneError: the effective weights do not satisfy the constraint.
+
+    A gated network may be proved not to be monotone although every weight is non-negative: that is a result, recorded
+    and said, and no failure of the constraint.
     """
     model, constraint = start_constrained(context, context.arm_name)
     assert constraint is not None  # the graph has this node for constrained arms only
@@ -23,8 +26,10 @@ def run(context: Context) -> list[Path]:
         context.run.checkpoints(context.arm_name), model, constraint, identity={"start": context.inputs_hash}
     )
     certificate = certify(fold(model), scope=constraint.scope).to_dict()
-    if certificate["verdict"] == "violated":
+    if certificate["weights"] != "nonneg":
         raise IsotoneError(f"arm {context.arm_name} violates its constraint: {'; '.join(certificate['reasons'])}")
+    if certificate["verdict"] == "violated":
+        context.say(f"{context.node}: no weight is negative, yet not monotone: {'; '.join(certificate['reasons'])}")
     records.write_json(
         context.run.node_result(context.node),
         {

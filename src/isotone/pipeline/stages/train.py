@@ -9,7 +9,7 @@ from isotone.errors import Stopped
 from isotone.pipeline.arms import start_constrained
 from isotone.pipeline.context import Context
 from isotone.pipeline.slices import config_slice
-from isotone.training import Trainer
+from isotone.training import Trainer, TrainResult
 
 
 def run(context: Context) -> list[Path]:
@@ -34,10 +34,19 @@ def run(context: Context) -> list[Path]:
         budget=context.budget,
         identity={"configuration": records.hash_json(part), "start": context.inputs_hash},
         autocast=recipe.precision == "bf16",
+        team=context.team,
     )
-    with context.progress(trainer.total_steps, "step") as bar:
-        trainer.progress = bar.update
+    if context.team.is_first:
+        with context.progress(trainer.total_steps, "step") as bar:
+            trainer.progress = bar.update
+            result = trainer.run()
+    else:
         result = trainer.run()
+    return context.team.first(lambda: _conclude(context, trainer, result))
+
+
+def _conclude(context: Context, trainer: Trainer, result: TrainResult) -> list[Path]:
+    """Write what training found; return the node's outputs."""
     if not result.complete:
         raise Stopped(
             f"{context.node} stopped safely at step {result.step} of {result.total_steps} "
@@ -47,7 +56,7 @@ def run(context: Context) -> list[Path]:
     summary = {k: v for k, v in asdict(result).items() if k not in ("complete", "reason")}
     records.write_json(
         context.run.node_result(context.node),
-        {"schema": 1, "arm": context.arm_name, "recipe": recipe.model_dump(mode="json"), **summary},
+        {"schema": 1, "arm": context.arm_name, "recipe": trainer.recipe.model_dump(mode="json"), **summary},
     )
     manifests = [
         context.run.checkpoints(context.arm_name) / name / records.MANIFEST
