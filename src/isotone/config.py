@@ -298,6 +298,18 @@ class Experiment(Part):
     """One run a seed."""
 
     @model_validator(mode="after")
+    def _family_is_measured(self) -> "Experiment":
+        variants = (*self.attacks.hotflip.methods, "published")
+        for index, declared in enumerate(self.analysis.family):
+            if declared.attack == "hotflip" and declared.variant not in (None, *variants):
+                raise ValueError(
+                    f"analysis.family.{index}.variant: found {declared.variant!r}, allowed: {', '.join(variants)}"
+                )
+        if len(set(self.analysis.family)) < len(self.analysis.family):
+            raise ValueError("analysis.family: a member is there twice")
+        return self
+
+    @model_validator(mode="after")
     def _arms_fit_together(self) -> "Experiment":
         for name, arm in self.arms.items():
             if not name.isidentifier() or name == "pretrained":
@@ -331,18 +343,6 @@ class Experiment(Part):
                 f"attacks.hotflip.flips: {self.attacks.hotflip.flips} flips do not fit the "
                 f"{self.attacks.protocol.prefix - 1} attackable tokens of attacks.protocol.prefix"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _family_is_measured(self) -> "Experiment":
-        variants = (*self.attacks.hotflip.methods, "published")
-        for index, declared in enumerate(self.analysis.family):
-            if declared.attack == "hotflip" and declared.variant not in (None, *variants):
-                raise ValueError(
-                    f"analysis.family.{index}.variant: found {declared.variant!r}, allowed: {', '.join(variants)}"
-                )
-        if len(set(self.analysis.family)) < len(self.analysis.family):
-            raise ValueError("analysis.family: a member is there twice")
         return self
 
     @model_validator(mode="after")

@@ -26,6 +26,17 @@ class _Result(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class FamilyMember(_Result):
+    """What the configuration declares as confirmatory, of every arm against the baseline."""
+
+    metric: str
+    attack: str | None
+    variant: str | None
+    protocol: str | None
+    num_comparisons: int
+    """0: declared, but not measured."""
+
+
 class _Figure(_Result):
     """One figure of one arm."""
 
@@ -100,17 +111,6 @@ class Comparison(_Result):
     only_a: int | None = None
     """Documents in which only a is a success."""
     only_b: int | None = None
-
-
-class FamilyMember(_Result):
-    """What the configuration declares as confirmatory, of every arm against the baseline."""
-
-    metric: str
-    attack: str | None
-    variant: str | None
-    protocol: str | None
-    num_comparisons: int
-    """0: declared, but not measured."""
 
 
 class ArmResult(_Result):
