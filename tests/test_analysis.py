@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pytest
 from evidence_rows import ITERATIVE, evidence, matched_to, rows
+from pydantic import ValidationError
 
 from isotone.analysis import Analysis, analyse
 from isotone.attacks import ensemble
+from isotone.config import Experiment
 from isotone.evidence import WORST, Evidence, with_ensemble
 
 PUBLISHED = ("hotflip", "published")
@@ -71,3 +73,21 @@ def test_the_ensemble_is_made_of_attacks_on_unscored_text_and_keeps_its_name() -
 def test_the_form_of_results_is_known_without_torch() -> None:
     code = "import sys, isotone.result_models; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("analysis", "message"),
+    [
+        ({"family": [{"metric": "nll", "attack": "hotflip"}]}, "nll is of clean text; leave attack and variant out"),
+        ({"family": [{"metric": "delta_nll"}]}, "delta_nll is of an attack; name it"),
+        ({"family": [{"metric": "delta_nll", "attack": "gcg"}]}, "which one of gcg"),
+        ({"family": [{"metric": "delta_nll", "attack": "hotflip", "variant": "beem"}]}, "found 'beem', allowed: once"),
+        ({"family": [{"metric": "nll"}, {"metric": "nll"}]}, "a member is there twice"),
+        ({"family": []}, "at least 1"),
+        ({"level": 0.2}, "less than or equal to 0.05"),
+        ({"margin_share": 0}, "greater than 0"),
+    ],
+)
+def test_a_family_that_cannot_be_tested_is_refused(analysis: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Experiment.model_validate({"name": "tiny", "analysis": analysis})

@@ -92,21 +92,3 @@ def test_no_seed_is_given_twice() -> None:
 def test_a_tenth_of_an_epoch_is_exactly_a_tenth() -> None:
     assert epochs_as_fraction(0.1) == Fraction(1, 10)
     assert epochs_as_fraction(1e-4) == Fraction(1, 10_000)
-
-
-@pytest.mark.parametrize(
-    ("analysis", "message"),
-    [
-        ({"family": [{"metric": "nll", "attack": "hotflip"}]}, "nll is of clean text; leave attack and variant out"),
-        ({"family": [{"metric": "delta_nll"}]}, "delta_nll is of an attack; name it"),
-        ({"family": [{"metric": "delta_nll", "attack": "gcg"}]}, "which one of gcg"),
-        ({"family": [{"metric": "delta_nll", "attack": "hotflip", "variant": "beem"}]}, "found 'beem', allowed: once"),
-        ({"family": [{"metric": "nll"}, {"metric": "nll"}]}, "a member is there twice"),
-        ({"family": []}, "at least 1"),
-        ({"level": 0.2}, "less than or equal to 0.05"),
-        ({"margin_share": 0}, "greater than 0"),
-    ],
-)
-def test_a_family_that_cannot_be_tested_is_refused(analysis: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        Experiment.model_validate({"name": "tiny", "analysis": analysis})
