@@ -100,15 +100,15 @@ def build_final_results(
         and (entry := compare((arm, [quantity]), (BASELINE, [quantities[BASELINE][key]])))
     ]
     correct(comparisons, experiment)
-    found = analyse_seeds(experiment, [evidence_of(findings)], margins or {})
+    analysis = analyse_seeds(experiment, [evidence_of(findings)], margins or {})
     return FinalResults(
         experiment=experiment.name,
         seed=seed,
         success_threshold=threshold,
         equivalence_margins=dict(margins or {}),
-        verdicts=found.verdicts,
-        decompositions=found.decompositions,
-        masking=found.masking,
+        verdicts=analysis.verdicts,
+        decompositions=analysis.decompositions,
+        masking=analysis.masking,
         family=declared_family(experiment, comparisons),
         measurements=[
             Measurement(**entry)
