@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from evidence_rows import matched_to
 from pydantic import ValidationError
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -24,7 +25,7 @@ from isotone.config import Experiment
 from isotone.evaluation import summarize
 from isotone.report.summary import summary_text, triggers_csv
 from isotone.result_models import SCHEMA_FOLDER, SCHEMAS, FinalResults, json_schema, to_json
-from isotone.results import ArmFindings, build_final_results, differences_between_arms
+from isotone.results import ArmFindings, build_final_results, differences_between_arms, equivalence_margin
 
 PROTOCOL = PrefixProtocol(prefix=8, gap=2, continuation=20)
 VOCABULARY = Vocabulary.all_ids(64)
@@ -152,6 +153,61 @@ def test_the_declared_family_is_corrected_and_nothing_else(found: dict[str, ArmF
     )
     assert all((c.p_adjusted is None) == (c.family == "exploratory") for c in results.comparisons)
     assert all(c.p_adjusted >= c.p for c in results.comparisons if c.p_adjusted is not None and c.p is not None)
+
+
+def test_a_family_that_the_configuration_declares_takes_the_place_of_the_default(found: dict[str, ArmFindings]) -> None:
+    family = [
+        {"metric": "bits_per_byte"},
+        {"metric": "delta_nll", "attack": "hotflip", "variant": "once"},
+        {"metric": "success_rate", "attack": "hotflip"},
+    ]
+    declared = {"analysis": {"family": family, "level": 0.01}}
+    experiment = Experiment.model_validate(EXPERIMENT.model_dump(exclude_defaults=True) | declared)
+    arms = {"baseline": found["plain"], "monotonic": found["sharp"]}
+    results = build_final_results(experiment, 42, arms, threshold=0.01)
+    confirmatory = [c for c in results.comparisons if c.family == "confirmatory"]
+    assert [(c.metric, c.attack, c.variant, c.level) for c in confirmatory] == [
+        ("bits_per_byte", None, None, 0.01),
+        ("success_rate", "hotflip", "iterative", 0.01),
+    ]
+    assert [m.num_comparisons for m in results.family] == [1, 0, 1]  # HotFlip once was declared, but not made
+    default = results_of(arms)
+    assert [(m.metric, m.attack, m.variant, m.num_comparisons) for m in default.family] == [
+        ("nll", None, None, 1),
+        ("delta_nll", "hotflip", "iterative", 1),
+        ("delta_nll", "triggers", "universal", 1),
+    ]
+    assert {c.level for c in default.comparisons} == {None, 0.05}
+
+
+def test_the_margin_is_the_declared_share_of_what_an_attack_does() -> None:
+    wider = Experiment.model_validate(
+        EXPERIMENT.model_dump(exclude_defaults=True) | {"analysis": {"margin_share": 0.2}}
+    )
+    assert equivalence_margin(EXPERIMENT, -0.5) == pytest.approx(0.05)
+    assert equivalence_margin(wider, 0.5) == pytest.approx(0.1)
+
+
+def test_every_arm_gets_a_verdict_its_gaps_and_its_signs_of_masking(found: dict[str, ArmFindings]) -> None:
+    worse = findings_of(model(0, 30.0), 3.9)
+    control = replace(worse, matched_loss=matched_to("monotonic"))
+    arms = {"baseline": found["plain"], "monotonic": worse, "matched": control, "shifted_twin": found["plain"]}
+    results = results_of(arms, margins={"hotflip": 0.5})
+    assert [(v.arm, v.verdict) for v in results.verdicts] == [
+        ("monotonic", "equivalent"),  # the control is the same model
+        ("shifted_twin", "equivalent"),
+    ]
+    assert [a.control for v in results.verdicts for a in v.against] == ["matched", "baseline"]
+    assert [(d.arm, d.kind) for d in results.decompositions] == [
+        *(("monotonic", kind) for kind in ("nats", "bar", "success", "remainder")),
+        *(("shifted_twin", kind) for kind in ("nats", "bar", "success")),
+    ]
+    assert list(results.masking) == ["monotonic", "shifted_twin"]
+    without = results_of({"baseline": found["plain"], "monotonic": worse})
+    assert [v.verdict for v in without.verdicts] == ["not_concluded"]
+    text = " ".join(summary_text(results).split())
+    assert all(v.sentence in text for v in results.verdicts)
+    assert all(m.sentence in text for m in results.masking.values())
 
 
 def test_every_protocol_is_measured(found: dict[str, ArmFindings]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from isotone.cluster import Cluster
-from isotone.config_types import Count, NonNegative, Part, Positive, Share
+from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
@@ -366,6 +366,42 @@ class Attacks(Part):
         return {key: number * self.protocol.length for key, number in lengths.items()}
 
 
+class Declared(Part):
+    """A measure of every arm against the baseline, declared before it is looked at."""
+
+    metric: Literal["nll", "bits_per_byte", "delta_nll", "success_rate", "top1_change"]
+    attack: str | None = None
+    """None: of clean text."""
+    variant: str | None = None
+    """The one that conclusions rest on unless given (hotflip: the strongest of its methods)."""
+
+    @model_validator(mode="after")
+    def _attack_where_something_is_attacked(self) -> "Declared":
+        clean = self.metric in ("nll", "bits_per_byte")
+        if clean and (self.attack or self.variant):
+            raise ValueError(f"attack: {self.metric} is of clean text; leave attack and variant out")
+        if not clean and self.attack is None:
+            raise ValueError(f"attack: {self.metric} is of an attack; name it")
+        if self.attack not in (None, "hotflip", "triggers") and self.variant is None:
+            raise ValueError(f"variant: which one of {self.attack}? name it as results do")
+        return self
+
+
+class Analysis(Part):
+    """What is decided before anything is measured."""
+
+    family: Annotated[tuple[Declared, ...], Field(min_length=1)] = (
+        Declared(metric="nll"),
+        Declared(metric="delta_nll", attack="hotflip"),
+        Declared(metric="delta_nll", attack="triggers"),
+    )
+    """The confirmatory family, corrected together by Holm; all other comparisons are exploratory."""
+    margin_share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """δ, the margin of equivalence, as a share of an attack's Δ on the baseline's search documents."""
+    level: Annotated[Number, Field(gt=0, le=0.05)] = 0.05
+    """Level of the family's corrected p; intervals stay at 95 %, and those of equivalence at 90 %."""
+
+
 class Runtime(Part):
     """How the machine is used. auto values are resolved once, at the first start of a run, and kept."""
 
@@ -389,11 +425,24 @@ class Experiment(Part):
     arms: dict[str, Arm] = {"baseline": Arm(), "monotonic": Arm(constraint=Constraint(recipe="published"))}
     evaluation: Evaluation = Evaluation()
     attacks: Attacks = Attacks()
+    analysis: Analysis = Analysis()
     runtime: Runtime = Runtime()
     cluster: Cluster = Cluster()
     """What Slurm jobs ask for, over the site profile; no result depends on it."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (42,)
     """One run a seed."""
+
+    @model_validator(mode="after")
+    def _family_is_measured(self) -> "Experiment":
+        variants = (*self.attacks.hotflip.methods, "published")
+        for index, declared in enumerate(self.analysis.family):
+            if declared.attack == "hotflip" and declared.variant not in (None, *variants):
+                raise ValueError(
+                    f"analysis.family.{index}.variant: found {declared.variant!r}, allowed: {', '.join(variants)}"
+                )
+        if len(set(self.analysis.family)) < len(self.analysis.family):
+            raise ValueError("analysis.family: a member is there twice")
+        return self
 
     @model_validator(mode="after")
     def _arms_fit_together(self) -> "Experiment":

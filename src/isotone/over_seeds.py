@@ -7,11 +7,12 @@ the share of (seed, document) pairs beyond the τ of their seed; a margin of equ
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from isotone.comparisons import PREFIX, PREPENDED, PUBLISHED, TEXT_SPACE, Key, Quantity, compare, measure
 from isotone.config import Experiment
+from isotone.evidence import Evidence
 from isotone.result_models import (
     ArmOverSeeds,
     ComparisonOverSeeds,
@@ -20,7 +21,16 @@ from isotone.result_models import (
     SeedDifference,
     SummaryResults,
 )
-from isotone.results import BASELINE, conclusions, correct, differences_between_arms, missed, primary_variant
+from isotone.results import (
+    BASELINE,
+    analyse_seeds,
+    conclusions,
+    correct,
+    declared_family,
+    differences_between_arms,
+    missed,
+    primary_variant,
+)
 
 Json = dict[str, Any]
 Quantities = Mapping[str, Mapping[Key, Quantity]]
@@ -33,10 +43,12 @@ class SeedFindings:
     Attributes:
         final: its results.
         quantities: by arm and key, what its documents' rows come to.
+        evidence: by arm, the rows themselves, for decompositions, signs of masking and verdicts.
     """
 
     final: FinalResults
     quantities: Quantities
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
 
 def build_summary(experiment: Experiment, found: Mapping[int, SeedFindings]) -> SummaryResults:
@@ -53,13 +65,18 @@ def build_summary(experiment: Experiment, found: Mapping[int, SeedFindings]) -> 
     pooled = [entry for arm in arms for entry in _pooled(arm, found)]
     comparisons = [_compared(arm, key, found) for arm in arms if arm != BASELINE for key in _keys(found, arm, BASELINE)]
     compared = [entry for entry in comparisons if entry is not None]
-    correct(compared, variant)
+    correct(compared, experiment)
     margins = _mean_margins([final.equivalence_margins for final in finals.values()])
+    analysis = analyse_seeds(experiment, [f.evidence for f in found.values()], margins)
     return SummaryResults(
         experiment=experiment.name,
         seeds=list(found),
         success_thresholds={str(seed): final.success_threshold for seed, final in finals.items()},
         equivalence_margins=margins,
+        verdicts=analysis.verdicts,
+        decompositions=analysis.decompositions,
+        masking=analysis.masking,
+        family=declared_family(experiment, compared),
         equivalence_margins_by_seed={str(seed): final.equivalence_margins for seed, final in finals.items()},
         measurements=[m for final in finals.values() for m in final.measurements],
         pooled=[PooledMeasurement(**entry) for entry in pooled],

@@ -9,6 +9,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from isotone import records
+from isotone.decomposition import Decomposition
+from isotone.masking import Masking
+from isotone.robustness import Verdict
 from isotone.verdict import Conclusion
 
 SCHEMA = 1
@@ -21,6 +24,17 @@ Interval = Annotated[list[float], Field(min_length=2, max_length=2)] | None
 
 class _Result(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class FamilyMember(_Result):
+    """What the configuration declares as confirmatory, of every arm against the baseline."""
+
+    metric: str
+    attack: str | None
+    variant: str | None
+    protocol: str | None
+    num_comparisons: int
+    """0: declared, but not measured."""
 
 
 class _Figure(_Result):
@@ -76,6 +90,8 @@ class Comparison(_Result):
     """After Holm's correction over the confirmatory family; None outside of it."""
     family: str
     """confirmatory or exploratory."""
+    level: float | None = None
+    """Level at which ``p_adjusted`` is read; None outside of the confirmatory family."""
     effect_size: float | None
     """Mean over standard deviation of the documents' differences (paired d)."""
     test: str
@@ -148,6 +164,14 @@ class FinalResults(_Result):
     measurements: list[Measurement]
     arms: dict[str, ArmResult]
     comparisons: list[Comparison]
+    verdicts: list[Verdict] = []
+    """On the robustness of each arm at matched clean loss."""
+    decompositions: list[Decomposition] = []
+    """Of the gaps between the baseline and each arm."""
+    masking: dict[str, Masking] = {}
+    """By arm: signs that gradients mislead attacks on it more than on the baseline."""
+    family: list[FamilyMember] = []
+    """The confirmatory family, as the configuration declares it."""
     conclusions: list[Conclusion]
     transfer: list[Transfer] = []
     """Every arm's edits and triggers on every arm, where attacks.transfer asks for it."""
@@ -211,6 +235,14 @@ class SummaryResults(_Result):
     """The same over all seeds."""
     arms: dict[str, ArmOverSeeds]
     comparisons: list[ComparisonOverSeeds]
+    verdicts: list[Verdict] = []
+    """On the robustness of each arm at matched clean loss."""
+    decompositions: list[Decomposition] = []
+    """Of the gaps between the baseline and each arm."""
+    masking: dict[str, Masking] = {}
+    """By arm: signs that gradients mislead attacks on it more than on the baseline."""
+    family: list[FamilyMember] = []
+    """The confirmatory family, as the configuration declares it."""
     conclusions: list[Conclusion]
     differences_between_arms: list[dict[str, Any]]
     not_pooled: list[dict[str, Any]]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from isotone.analysis import Analysis, analyse
 from isotone.comparisons import (
     PREFIX,
     PREPENDED,
@@ -17,7 +18,8 @@ from isotone.comparisons import (
     trigger_quantities,
 )
 from isotone.config import Experiment
-from isotone.result_models import ArmResult, Comparison, FinalResults, Measurement, Transfer
+from isotone.evidence import Evidence, Seeds, by_attack, with_ensemble
+from isotone.result_models import ArmResult, Comparison, FamilyMember, FinalResults, Measurement, Transfer
 from isotone.statistics import holm
 from isotone.verdict import Conclusion, conclude_clean, conclude_robustness
 
@@ -40,6 +42,8 @@ class ArmFindings:
         evaluation_rows: the documents' rows of the primary checkpoint.
         hotflip: entries by variant, as ``isotone.attacks`` summarizes them.
         hotflip_rows: documents' rows by variant, of the held-out documents only.
+        transfer_rows: rows of other arms' edits on this one; ``source`` says whose.
+        probe_rows: rows of ``isotone.attacks.probe``.
         triggers: entry of the trigger that was learned.
         trigger_rows: the documents' rows.
         attacks: entries of the further attacks and of the ensemble, by name.
@@ -54,6 +58,8 @@ class ArmFindings:
     evaluation_rows: Sequence[Row]
     hotflip: Mapping[str, Json] = field(default_factory=dict)
     hotflip_rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    transfer_rows: Sequence[Row] = ()
+    probe_rows: Sequence[Row] = ()
     triggers: Json | None = None
     trigger_rows: Sequence[Row] = ()
     attacks: Mapping[str, Json] = field(default_factory=dict)
@@ -74,8 +80,8 @@ def build_final_results(
 ) -> FinalResults:
     """Return the results of one run.
 
-    The confirmatory family, corrected by Holm, is the clean loss, HotFlip's primary variant and the triggers, of every
-    arm against the baseline; all other comparisons are exploratory.
+    The confirmatory family, corrected by Holm, is what ``analysis.family`` declares, of every arm against the baseline;
+    all other comparisons are exploratory.
 
     Args:
         experiment: the resolved configuration.
@@ -95,12 +101,17 @@ def build_final_results(
         if key in quantities[BASELINE]
         and (entry := compare((arm, [quantity]), (BASELINE, [quantities[BASELINE][key]])))
     ]
-    correct(comparisons, variant)
+    correct(comparisons, experiment)
+    analysis = analyse_seeds(experiment, [evidence_of(findings)], margins or {})
     return FinalResults(
         experiment=experiment.name,
         seed=seed,
         success_threshold=threshold,
         equivalence_margins=dict(margins or {}),
+        verdicts=analysis.verdicts,
+        decompositions=analysis.decompositions,
+        masking=analysis.masking,
+        family=declared_family(experiment, comparisons),
         measurements=[
             Measurement(**entry)
             for arm, found in findings.items()
@@ -200,21 +211,65 @@ def quantities_of(
     return {arm: {quantity.key: quantity for quantity in of_arm} for arm, of_arm in found.items()}
 
 
-def correct(comparisons: list[Json], variant: str) -> None:
-    """Write the adjusted p of the confirmatory family into its entries.
+def equivalence_margin(experiment: Experiment, change: float) -> float:
+    """Return δ, the half width of equivalence, from what an attack does to the baseline on search documents."""
+    return experiment.analysis.margin_share * abs(change)
+
+
+def family_of(experiment: Experiment) -> list[Key]:
+    """Return the keys of the declared family; a variant that is not given is the one that conclusions rest on."""
+    keys = []
+    for declared in experiment.analysis.family:
+        variant = declared.variant or {"hotflip": primary_variant(experiment), "triggers": "universal"}.get(
+            declared.attack or ""
+        )
+        protocol = {None: None, "triggers": PREPENDED}.get(declared.attack, PREFIX)
+        keys.append(Key(declared.metric, declared.attack, variant, protocol))
+    return keys
+
+
+def correct(comparisons: list[Json], experiment: Experiment) -> None:
+    """Write the adjusted p of the confirmatory family into its entries, and the level at which it is read.
 
     Args:
         comparisons: entries of the results.
-        variant: HotFlip's primary one.
+        experiment: declares the family.
     """
-    family = {Key("nll"), Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS}
+    family, level = set(family_of(experiment)), experiment.analysis.level
     p = {
         index: entry["p"]
         for index, entry in enumerate(comparisons)
         if Key(*(entry[k] for k in Key._fields)) in family and entry["p"] is not None
     }
     for index, adjusted in holm(p).items():
-        comparisons[index] |= {"p_adjusted": adjusted, "family": "confirmatory"}
+        comparisons[index] |= {"p_adjusted": adjusted, "family": "confirmatory", "level": level}
+
+
+def declared_family(experiment: Experiment, comparisons: Sequence[Json]) -> list[FamilyMember]:
+    """Return the declared family with the number of comparisons that each member has: 0 where it was not measured."""
+    made = [Key(*(entry[k] for k in Key._fields)) for entry in comparisons if entry["family"] == "confirmatory"]
+    return [FamilyMember(**key._asdict(), num_comparisons=made.count(key)) for key in family_of(experiment)]
+
+
+def analyse_seeds(experiment: Experiment, seeds: Seeds, margins: Mapping[str, float]) -> Analysis:
+    """Return decompositions, signs of masking and verdicts; of one seed or several."""
+    primary = ("hotflip", primary_variant(experiment))
+    return analyse(seeds, BASELINE, primary, margins, experiment.attacks.hotflip.published_success)
+
+
+def evidence_of(findings: Mapping[str, ArmFindings]) -> dict[str, Evidence]:
+    """Return what the analysis reads of one seed's findings, by arm."""
+    return {
+        arm: Evidence(
+            attacks=with_ensemble(by_attack([*found.hotflip_rows.values(), *found.attack_rows.values()])),
+            clean=found.evaluation_rows,
+            transferred=found.transfer_rows,
+            probes=found.probe_rows,
+            matched=found.matched_loss,
+            order=(found.certificate or {}).get("order"),
+        )
+        for arm, found in findings.items()
+    }
 
 
 def _perplexities(arm: str, seed: int, found: ArmFindings) -> list[Json]:

@@ -84,11 +84,31 @@ def ratio_estimate(x_SD: np.ndarray, n_D: np.ndarray) -> Estimate:
         ValueError: nothing to estimate from, shapes that do not fit, values that are not finite.
     """
     x_SD, n_SD = _checked(x_SD, n_D)
-    num_seeds, num_documents = x_SD.shape
     value = float(x_SD.sum() / n_SD.sum())
+    return _crossed(value, x_SD - value * n_SD, n_SD)
+
+
+def linearized_estimate(value: float, influence_SD: np.ndarray, n_D: np.ndarray) -> Estimate:
+    """Give a smooth function of several ratios Σx/Σn its t interval by the delta method.
+
+    For f(X̄₁, X̄₂, …) with X̄ᵢ = Σxᵢ/Σn the influence of a seed and document is Σᵢ ∂f/∂X̄ᵢ·(xᵢ − X̄ᵢn) (Woodruff
+    1971, JASA 66:411); it takes the place of x − value·n in ``ratio_estimate``, all else is the same.
+
+    Args:
+        value: of the function.
+        influence_SD: per seed and document, summing to 0 [K, N].
+        n_D: as for ``ratio_estimate``.
+    """
+    influence_SD, n_SD = _checked(influence_SD, n_D)
+    return _crossed(value, influence_SD, n_SD)
+
+
+def _crossed(value: float, influence_SD: np.ndarray, n_SD: np.ndarray) -> Estimate:
+    """Return a value with the variance v_s + v_d of its influence values; see ``ratio_estimate``."""
+    num_seeds, num_documents = influence_SD.shape
     if num_documents == 1:
         return Estimate(value, None, None, None, None, None, 1, num_seeds)
-    e_SD = (x_SD - value * n_SD) / n_SD.mean()
+    e_SD = influence_SD / n_SD.mean()
     v_documents = float((e_SD.mean(axis=0) ** 2).sum() / (num_documents * (num_documents - 1)))
     v_seeds, dof = 0.0, float(num_documents - 1)
     if num_seeds > 1:

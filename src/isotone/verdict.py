@@ -91,17 +91,17 @@ def _unmatched(comparison: Comparison, clean: Comparison) -> str:
     worse, better = (a, b) if clean["difference"] > 0 else (b, a)
     where = "on the test text" if clean["metric"] == "nll" else "on the scored tokens"
     return (
-        f"No conclusion on the robustness of {a} against {b} under {attack_name(comparison)}: their clean losses "
-        f"{where} differ by {clean['difference']:+.3f} nats per token (more than {MAX_CLEAN_DIFFERENCE}) and no "
-        f"matched-loss arm exists; {better} brought to the clean loss of {worse} (a matched_loss control) and attacked "
-        f"the same way would settle it"
+        f"No conclusion on the robustness of {a} against {b} under {attack_name(comparison)} from these two alone: "
+        f"their clean losses {where} differ by {clean['difference']:+.3f} nats per token (more than "
+        f"{MAX_CLEAN_DIFFERENCE}); only {better} brought to the clean loss of {worse} (a matched_loss control) and "
+        f"attacked the same way can settle it, see the verdict"
     )
 
 
 def _direction(comparison: Comparison) -> int:
-    """Return the sign of a difference that is shown: its 95 % interval is beyond 0, and its (adjusted) p below .05."""
+    """Return the sign of a difference that is shown: its 95 % interval is beyond 0, (adjusted) p below the level."""
     p = comparison["p"] if comparison["p_adjusted"] is None else comparison["p_adjusted"]
-    if comparison["ci95"] is None or p is None or p >= LEVEL:
+    if comparison["ci95"] is None or p is None or p >= (comparison.get("level") or LEVEL):
         return 0
     low, high = comparison["ci95"]
     return 1 if low > 0 else -1 if high < 0 else 0

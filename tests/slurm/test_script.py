@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from isotone.cluster import FURTHER_STAGES, Cluster, Resources
+from isotone.config_io import load_experiment
 from isotone.errors import UsageError
-from isotone.slurm.chain import script_file
+from isotone.slurm.chain import build_chain, script_file
 from isotone.slurm.script import JobScript, render, sbatch_options
 
 from .golden_scripts import PROFILES, golden, rendered
@@ -115,3 +116,13 @@ def test_a_further_attack_has_a_script_of_number_6(stage: str, tmp_path: Path) -
     assert f"--only {stage} " in text
     assert "Stage 6: " in text
     assert "#SBATCH --mem=8G" in text
+
+
+def test_an_arm_that_is_not_trained_asks_for_one_device(tmp_path: Path) -> None:
+    """Several processes share training only; a shifted twin, or a control at matched loss, is one process's work."""
+    twin = "{start: baseline, train: false, constraint: {parametrization: projection, initialization: shift}}"
+    experiment = load_experiment("pocket-quick", [f"arms.shifted_twin={twin}"])
+    links = {link.job.stage: link.job for link in build_chain(experiment, Cluster(gpus=4), [42], tmp_path)}
+    asked = {stage: sbatch_options(job, Cluster(gpus=4)) for stage, job in links.items()}
+    assert {"--gpus-per-node=4", "--ntasks-per-node=4"} <= set(asked["train_baseline"])
+    assert {"--gpus-per-node=1", "--ntasks-per-node=1"} <= set(asked["train_shifted_twin"])

@@ -61,6 +61,7 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
                 "arms": {name: _given(arm) for name, arm in experiment.arms.items()},
                 "training": {k: v for k, v in _given(experiment.training).items() if k not in _HARMLESS_TRAINING},
                 "attacks": _given(attacks),
+                **({"analysis": declared} if (declared := _given(experiment.analysis)) else {}),
                 "seed": seed,
             }
     raise AssertionError(f"no slice for {node}")

@@ -19,7 +19,7 @@ from isotone.pipeline.seeds import chosen_seeds, experiment_of, inputs_hashes, l
 from isotone.report.over_seeds import render_summary, summary_tables
 from isotone.report.summary import summary_text_over_seeds, triggers_csv
 from isotone.result_models import FinalResults, SummaryResults, to_json
-from isotone.results import ArmFindings, quantities_of
+from isotone.results import ArmFindings, evidence_of, quantities_of
 
 
 def summarize_seeds(folder: Path, seeds: Sequence[int] = (), say: Callable[[str], None] = print) -> Path:
@@ -75,7 +75,7 @@ def _findings(run: RunDirectory, experiment: Experiment) -> SeedFindings:
             f"isotone run … --only aggregate --fresh ({error.error_count()} faults)"
         ) from error
     arms = {arm: _arm_findings(run, final, arm, experiment.attacks.checkpoint) for arm in experiment.arms}
-    return SeedFindings(final, quantities_of(experiment, arms, final.success_threshold))
+    return SeedFindings(final, quantities_of(experiment, arms, final.success_threshold), evidence_of(arms))
 
 
 def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: str) -> ArmFindings:
@@ -93,6 +93,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
         attacks=result.attacks,
         attack_rows={name: _rows(run, Node(name, arm)) for name in result.attacks},
         certificate=result.certificate,
+        transfer_rows=_rows(run, Node("transfer", arm)),
         training=result.training,
         matched_loss=result.matched_loss,
     )

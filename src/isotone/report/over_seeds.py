@@ -12,7 +12,7 @@ from isotone.report import content
 from isotone.report.figures import Interval
 from isotone.report.page import render_page
 from isotone.report.run_files import ATTACKS, SECONDARY_PROTOCOLS, RunFiles
-from isotone.report.sections import CLAIM, Section, how_to_read, interval_figure
+from isotone.report.sections import CLAIM, Section, how_to_read, interval_figure, verdict_section
 from isotone.report.tables import MISSING, Table, count, interval, number, p_value, share, signed
 
 Json = Mapping[str, Any]
@@ -83,7 +83,8 @@ def render_summary(results: Json, config: Path) -> str:
         config: the resolved experiment of one of the seeds.
     """
     run = SummaryFiles(config, results)
-    sections = [_conclusions(run), _cost(run), _attacks(run), _comparisons(run), _certificates(run), _fairness(run)]
+    sections = [_conclusions(run), verdict_section(run), _cost(run), _attacks(run), _comparisons(run)]
+    sections += [_certificates(run), _fairness(run)]
     word = "seeds" if len(run.seeds) > 1 else "seed"
     title = f"{run.config['name']} · {word} {', '.join(map(str, run.seeds))}"
     return render_page(title=title, run=run, sections=[*sections, _seeds(run)])

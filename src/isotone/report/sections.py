@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isotone.report import content, figures
+from isotone.report import content, figures, verdicts
 from isotone.report.figures import Curve, Interval
 from isotone.report.provenance import provenance_tables
 from isotone.report.run_files import ATTACKS, RunFiles
@@ -42,6 +42,8 @@ class Section:
     id: str
     title: str
     text: Sequence[str] = ()
+    statements: Sequence[str] = ()
+    """Computed sentences, set apart from other text."""
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     more: Sequence[Table] = ()
@@ -51,6 +53,14 @@ class Section:
 
 def _conclusions(run: RunFiles) -> Section:
     return Section("conclusions", "What this run says", tables=[content.overview_table(run)], text=how_to_read(run))
+
+
+def verdict_section(run: RunFiles) -> Section:
+    """Return the part on robustness at matched loss, of one run or of several seeds."""
+    tables = [verdicts.controls_table(run), verdicts.gaps_table(run), verdicts.masking_table(run)]
+    return Section(
+        "verdict", "Verdict", verdicts.on_masking(run), verdicts.sentences(run), tables=[t for t in tables if t.rows]
+    )
 
 
 def _cost(run: RunFiles) -> Section:
@@ -124,7 +134,7 @@ def _provenance(run: RunFiles) -> Section:
 
 
 SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
-    _conclusions, _cost, _attacks, _texts, _comparisons, _certificates, _fairness, _provenance,
+    _conclusions, verdict_section, _cost, _attacks, _texts, _comparisons, _certificates, _fairness, _provenance,
 )  # fmt: skip
 """What makes the sections, in the order of the page."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isotone.comparisons import PREFIX, PREPENDED
+from isotone.decomposition import Term
 from isotone.report.tables import interval, number, p_value, share, signed, with_interval
 from isotone.result_models import ArmResult, Comparison, FinalResults, Measurement, PooledMeasurement, SummaryResults
 
@@ -35,6 +36,7 @@ def summary_text_over_seeds(results: SummaryResults) -> str:
 def _text(title: str, results: FinalResults | SummaryResults, measured: Sequence[Measured], *more: str) -> str:
     parts = [
         title,
+        *_verdicts(results),
         _block("Conclusions", [line for c in results.conclusions for line in _wrapped(c.sentence)] or ["none"]),
         _block("Clean text", _clean_table(results, measured)),
         *(
@@ -50,6 +52,22 @@ def _text(title: str, results: FinalResults | SummaryResults, measured: Sequence
     if any((found.certificate or {}).get("order") == "vacuous" for found in results.arms.values()):
         parts.append(_block("How to read this", textwrap.wrap(LAYER_NORM_NOTE, 108)))
     return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(results: FinalResults | SummaryResults) -> list[str]:
+    """Return the verdicts with the signs of masking, and what the gaps are made of; nothing where there are none."""
+    said = [v.sentence for v in results.verdicts] + [m.sentence for m in results.masking.values()]
+    rows = [["arm", "gap", "baseline − arm", "first part", "second part"]]
+    for gap in results.decompositions:
+        name = gap.kind + (f" ({gap.control})" if gap.control else "")
+        parts = [f"{part.name} {_term(part)}" for part in gap.parts] or ["not defined", ""]
+        rows.append([gap.arm, name, "missing" if gap.total is None else _term(gap.total), *parts])
+    blocks = [_block("Verdict", [line for text in said for line in _wrapped(text)])] if said else []
+    return blocks + ([_block("What gaps are made of", _aligned(rows))] if len(rows) > 1 else [])
+
+
+def _term(term: Term) -> str:
+    return signed(term.value) + ("" if term.ci95 is None else f" {interval(term.ci95)}")
 
 
 def triggers_csv(*of_runs: FinalResults) -> str:

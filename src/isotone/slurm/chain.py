@@ -117,6 +117,7 @@ def _links_of_seed(experiment: Experiment, cluster: Cluster, seed: int, first: i
             runs=out,
             project=Path.cwd(),
             python=cluster.python or sys.executable,
+            trains=any(node.kind == "train" for node in graph.nodes if graph.stage_of(node) == stage),
         )
         links.append(Link(job, tuple(needs), stage in complete, submitted_jobs(run.jobs)))
     return links

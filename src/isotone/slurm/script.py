@@ -42,6 +42,7 @@ class JobScript:
         project: where ``isotone submit`` was called, absolute.
         python: the interpreter that runs isotone.
         seeds: of a summary.
+        trains: False for an arm's stage in which nothing is trained: it asks for what stage 1 asks for.
     """
 
     name: str
@@ -54,6 +55,12 @@ class JobScript:
     project: Path
     python: str
     seeds: tuple[int, ...] = ()
+    trains: bool = True
+
+    @property
+    def asks_as(self) -> str:
+        """Return the stage whose resources the job asks for."""
+        return self.stage if self.trains or not self.stage.startswith("train_") else "constrain"
 
     @property
     def job_name(self) -> str:
@@ -96,7 +103,9 @@ def render(job: JobScript, cluster: Cluster) -> str:
         python=job.python,
         setup=cluster.setup,
         may_use_gpu=job.stage not in LIGHT_STAGES,
-        launch="srun --kill-on-bad-exit=1" if num_processes(job.stage, cluster.resources(job.stage)) > 1 else "srun",
+        launch="srun --kill-on-bad-exit=1"
+        if num_processes(job.asks_as, cluster.resources(job.asks_as)) > 1
+        else "srun",
         command=f'"$PYTHON" {command}',
         outcome=outcome,
     )
@@ -104,8 +113,8 @@ def render(job: JobScript, cluster: Cluster) -> str:
 
 def sbatch_options(job: JobScript, cluster: Cluster) -> list[str]:
     """Return the options of sbatch, in a fixed order, as they stand behind ``#SBATCH``."""
-    asked = cluster.resources(job.stage)
-    processes = num_processes(job.stage, asked)
+    asked = cluster.resources(job.asks_as)
+    processes = num_processes(job.asks_as, asked)
     given = {
         "job-name": job.job_name,
         "output": f'"{job.log_folder}/%x-%j.out"',

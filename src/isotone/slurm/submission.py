@@ -172,13 +172,13 @@ def _queued(links: list[Link]) -> dict[Key, str]:
 
 
 def _refusal(link: Link, cluster: Cluster) -> str | None:
-    lead, limit = duration_s(cluster.lead_time), cluster.resources(link.job.stage).time
+    lead, limit = duration_s(cluster.lead_time), cluster.resources(link.job.asks_as).time
     if limit and duration_s(limit) <= 2 * lead:
         return (
             f"{link.job.stage}: its limit of {limit} leaves no time before the signal to save (cluster.lead_time "
             f"{cluster.lead_time}); set a longer cluster.time or a shorter cluster.lead_time"
         )
-    longest = queue.longest_time(cluster.resources(link.job.stage).partition)
+    longest = queue.longest_time(cluster.resources(link.job.asks_as).partition)
     if limit and longest and duration_s(limit) > duration_s(longest):
         return (
             f"{link.job.stage}: its limit of {limit} is over the partition's longest, {longest}; set a shorter "

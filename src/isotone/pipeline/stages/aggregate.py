@@ -16,7 +16,7 @@ from isotone.report import write_report, write_tables
 from isotone.report.summary import summary_text, triggers_csv
 from isotone.report.texts import write_token_texts
 from isotone.result_models import AttackResults, EvaluationResults, to_json
-from isotone.results import BASELINE, ArmFindings, build_final_results, primary_variant
+from isotone.results import BASELINE, ArmFindings, build_final_results, equivalence_margin, primary_variant
 from isotone.transfer import transfer_matrix
 
 Json = dict[str, Any]
@@ -100,20 +100,21 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         attacks={name: entry(found) for name, found in further.items()},
         attack_rows=further,
         certificate=evaluation["certificate"],
+        transfer_rows=_rows(context, Node("transfer", arm)),
         training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
         matched_loss=_result(context, Node("match", arm)) if context.experiment.arms[arm].matched_loss else None,
     )
 
 
 def _margins(context: Context, baseline: ArmFindings) -> dict[str, float]:
-    """Return δ by attack: a tenth of what it does to the baseline on search documents, where that is known."""
+    """Return δ by attack: a share of what it does to the baseline on search documents, where that is known."""
     entry = baseline.triggers or {}
     best = [r for r in entry.get("restarts", ()) if r["restart"] == entry["best_restart"]]
     changes = {"triggers": best[0]["search_delta_nll"]} if best else {}
     for name, rows in _on_search_documents(context).items():
         if rows and (change := summarize(rows)["delta_nll"]) is not None:
             changes[name] = change
-    return {name: 0.1 * abs(change) for name, change in changes.items()}
+    return {name: equivalence_margin(context.experiment, change) for name, change in changes.items()}
 
 
 def _on_search_documents(context: Context) -> dict[str, list[Json]]:
@@ -126,10 +127,8 @@ def _on_search_documents(context: Context) -> dict[str, list[Json]]:
     }
     found = {"hotflip": hotflip[primary_variant(experiment)]}
     found |= {kind: rows for kind, rows in further.items() if kind != "frequency"}  # a control decides nothing
-    if further_attacks(experiment):
-        random = _rows(context, node, "random_search")
-        found[ENSEMBLE] = worst_case([*hotflip.values(), random, *further.values()])
-    return found
+    random = _rows(context, node, "random_search")
+    return found | {ENSEMBLE: worst_case([*hotflip.values(), random, *further.values()])}
 
 
 def _write_ensemble(context: Context, arm: str, found: ArmFindings) -> Path:

@@ -1,0 +1,290 @@
+"""The verdict on an arm's robustness at matched clean loss: computed, and the same words in both directions.
+
+A model that has become worse is also moved less by edits. So an arm is compared with controls: the baseline brought to
+the arm's clean loss. What remains of the gap then, Δ of the control minus Δ of the arm under the worst case of all
+attacks, decides; every control must agree.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from isotone.decomposition import Decomposition, Pair, Term, remainder
+from isotone.evidence import WORST, Column, Evidence, Seeds, changes, clean_losses, clean_text_losses, members, tables
+from isotone.masking import Masking
+from isotone.statistics import ratio_estimate
+from isotone.verdict import MAX_CLEAN_DIFFERENCE
+
+MATCHED = 0.01
+"""Nats per scored token within which a control's clean loss counts as the arm's."""
+
+RESOLUTION = 1e-5
+"""Nats per scored token below which a difference is rounding: losses are means of fp32 numbers."""
+
+CAVEATS = {
+    "vacuous": (
+        "The certificate is vacuous, so the property itself cannot be the cause of robustness; only the path of "
+        "training can"
+    ),
+    "basis-dependent": (
+        "Which inputs are ordered depends on the basis of the residual stream, so the property is at most an inductive "
+        "bias"
+    ),
+}
+"""What a certificate's order takes back from every statement on robustness (docs: science)."""
+
+
+class Against(BaseModel):
+    """An arm beside one control."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    control: str
+    by: str | None
+    """How it was brought to the arm's clean loss; None for the baseline as it is."""
+    delta_control: float
+    delta_arm: float
+    remainder: Term
+    """Δ of the control minus Δ of the arm: positive where the arm is harmed less."""
+    clean_difference: float
+    """Clean loss of the arm minus that of the control on the attacked documents' scored tokens."""
+
+
+class Excluded(BaseModel):
+    """A matched-loss control that counts as not existing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    control: str
+    reason: str
+
+
+class Verdict(BaseModel):
+    """What can be said about the robustness of one arm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    arm: str
+    baseline: str
+    verdict: Literal["more_robust", "less_robust", "equivalent", "inconclusive", "not_concluded"]
+    equivalent: bool | None
+    """Every 90 % interval lies inside ± the margin; None without a margin. May hold beside more or less robust."""
+    possible_masking: bool
+    weak_on_both: bool
+    attacks: list[str]
+    """Whose worst case for each document is taken."""
+    against: list[Against]
+    excluded: list[Excluded]
+    clean_difference: float | None
+    """Of the arm and the baseline, a − b: the larger of that on clean text and that on the attacked documents."""
+    margin: float | None
+    """δ, nats per scored token."""
+    detectable: float | None
+    """The smallest remainder that would probably have been found against every control: 2.8·se of the widest."""
+    n: int
+    num_seeds: int
+    scope: str
+    sentence: str
+
+
+def decide(
+    arm: str, baseline: str, seeds: Seeds, margin: float | None, masking: Masking
+) -> tuple[Verdict, list[Decomposition]]:
+    """Return the verdict on an arm, and the decompositions of the primary gap that it rests on.
+
+    Args:
+        arm: the arm that is asked about.
+        baseline: the arm without a constraint.
+        seeds: evidence of all arms, by seed.
+        margin: δ, half width of equivalence, nats per scored token; None: not known.
+        masking: of the arm.
+    """
+    usable, excluded = find_controls(arm, seeds)
+    clean = clean_difference(arm, baseline, seeds)
+    # without a control the baseline is its own, if its clean loss is near enough
+    controls = list(usable) or ([baseline] if clean is not None and abs(clean) <= MAX_CLEAN_DIFFERENCE else [])
+    columns = {name: _columns(name, seeds) for name in dict.fromkeys((baseline, arm, *controls))}
+    gaps = [remainder(Pair(arm, baseline, WORST, control), columns) for control in controls]
+    against = [_against(gap, usable.get(gap.control or ""), columns, seeds) for gap in gaps if gap.total is not None]
+    word, equivalent = judge([entry.remainder for entry in against], margin)
+    detectables = [entry.remainder.detectable for entry in against if entry.remainder.detectable is not None]
+    verdict = Verdict(
+        arm=arm,
+        baseline=baseline,
+        verdict=word,
+        equivalent=equivalent,
+        possible_masking=masking.label == "possible masking",
+        weak_on_both=masking.weak_on_both,
+        attacks=[" ".join(key) for key in members(seeds[0][arm])],
+        against=against,
+        excluded=excluded,
+        clean_difference=clean,
+        margin=margin,
+        detectable=max(detectables, default=None),
+        n=gaps[0].n if gaps else 0,
+        num_seeds=len(seeds),
+        scope="these two models only" if len(seeds) == 1 else "seeds and documents",
+        sentence="",
+    )
+    text = _sentence(verdict, bool(gaps), {seed[arm].order for seed in seeds})
+    return verdict.model_copy(update={"sentence": text}), gaps if usable else []
+
+
+def find_controls(arm: str, seeds: Seeds) -> tuple[dict[str, str], list[Excluded]]:
+    """Return the controls of an arm that exist in every seed, with how they were made, and those that do not count."""
+    usable, excluded = {}, []
+    for name, evidence in seeds[0].items():
+        if (evidence.matched or {}).get("to") != arm:
+            continue
+        reasons = [_why_not(of_seed[name]) for of_seed in seeds]
+        if reason := next(filter(None, reasons), None):
+            excluded.append(Excluded(control=name, reason=reason))
+        else:
+            usable[name] = str((evidence.matched or {}).get("by"))
+    return usable, excluded
+
+
+def _why_not(evidence: Evidence) -> str | None:
+    matched = evidence.matched or {}
+    reached, target = matched.get("reached"), matched.get("target")
+    if not matched.get("reachable"):
+        return f"not reachable: {matched.get('reason') or 'no reason is known'}"
+    if reached is None or target is None:
+        return "its clean loss, or the one to be met, is not a finite number"
+    if not abs(reached - target) <= MATCHED:
+        return f"its clean loss is {reached:.4f} for the {target:.4f} to be met, more than {MATCHED} apart"
+    if not evidence.attacks.get(WORST):
+        return "it was not attacked"
+    return None
+
+
+def clean_difference(arm: str, baseline: str, seeds: Seeds) -> float | None:
+    """Return the larger difference of clean losses, arm − baseline: on clean text, or on the attacked documents."""
+    found = []
+    for columns in (
+        {name: [clean_text_losses(s[name].clean) for s in seeds] for name in (arm, baseline)},
+        {name: [clean_losses(s[name].attacks.get(WORST, ())) for s in seeds] for name in (arm, baseline)},
+    ):
+        common = tables(columns)
+        if common.documents:
+            found.append(ratio_estimate(common.x[arm] - common.x[baseline], common.n[baseline]).value)
+    return max(found, key=abs, default=None)
+
+
+def judge(
+    remainders: Sequence[Term], margin: float | None
+) -> tuple[Literal["more_robust", "less_robust", "equivalent", "inconclusive", "not_concluded"], bool | None]:
+    """Return the word that all remainders allow, and whether they lie inside the margin of equivalence.
+
+    More or less robust: every 95 % interval is beyond 0 on the same side, and no difference is rounding; equivalent:
+    every 90 % interval is inside ± the margin.
+    """
+    if not remainders:
+        return "not_concluded", None
+    equivalent = None if margin is None else all(_is_inside(term, margin) for term in remainders)
+    directions = {_direction(term) for term in remainders}
+    if directions == {1}:
+        return "more_robust", equivalent
+    if directions == {-1}:
+        return "less_robust", equivalent
+    return ("equivalent" if equivalent else "inconclusive"), equivalent
+
+
+def _direction(term: Term) -> int:
+    if term.ci95 is None or abs(term.value) <= RESOLUTION:
+        return 0
+    low, high = term.ci95
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def _is_inside(term: Term, margin: float) -> bool:
+    return term.ci90 is not None and -margin <= term.ci90[0] and term.ci90[1] <= margin
+
+
+def _columns(arm: str, seeds: Seeds) -> list[Column]:
+    return [changes(of_seed[arm].attacks.get(WORST, ())) for of_seed in seeds]
+
+
+def _against(gap: Decomposition, by: str | None, columns: Mapping[str, Sequence[Column]], seeds: Seeds) -> Against:
+    assert gap.control is not None
+    found = tables(columns)
+    documents = found.documents
+
+    def clean(arm: str) -> float:
+        losses = [clean_losses(of_seed[arm].attacks[WORST]) for of_seed in seeds]
+        return sum(of_seed[d][0] for of_seed in losses for d in documents) / float(found.n[arm].sum())
+
+    delta = {arm: float(found.x[arm].sum() / found.n[arm].sum()) for arm in (gap.control, gap.arm)}
+    return Against(
+        control=gap.control,
+        by=by,
+        delta_control=delta[gap.control],
+        delta_arm=delta[gap.arm],
+        remainder=gap.parts[1],
+        clean_difference=clean(gap.arm) - clean(gap.control),
+    )
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def _sentence(v: Verdict, attempted: bool, orders: set[str | None]) -> str:
+    parts = [_not_concluded(v, attempted) if v.verdict == "not_concluded" else f"{_claim(v)}: {_figures(v)}"]
+    if v.verdict in ("more_robust", "less_robust") and v.equivalent:
+        parts.append(f"The difference lies within the margin of ±{v.margin:.3f} for equivalence")
+    if v.verdict == "inconclusive" and v.detectable is not None:
+        parts.append(f"A difference of {v.detectable:.3f} would probably have been found")
+    if v.excluded and v.verdict != "not_concluded":
+        parts.append(f"Controls that do not count: {_excluded(v)}")
+    if v.verdict != "not_concluded" and v.possible_masking:
+        parts.append(f"Possible masking: gradients mislead attacks on {v.arm} more than on {v.baseline}")
+    if v.verdict != "not_concluded" and v.weak_on_both:
+        parts.append("Gradient attacks are weak on both, so this rests on the ensemble")
+    if v.verdict != "not_concluded":
+        parts += [f"{text} ({v.arm})" for order, text in CAVEATS.items() if order in orders]
+    return ". ".join(parts) + "."
+
+
+def _claim(v: Verdict) -> str:
+    loss = "at matched clean loss" if v.against[0].by else f"at clean losses that differ by {v.clean_difference:+.3f}"
+    match v.verdict:
+        case "equivalent":
+            return f"{v.arm} and {v.baseline} are equivalent in robustness {loss}, within ±{v.margin:.3f}"
+        case "inconclusive":
+            return f"It is open whether {v.arm} is more or less robust than {v.baseline} {loss}"
+    return f"{v.arm} is {v.verdict.replace('_', ' ')} than {v.baseline} {loss}"
+
+
+def _figures(v: Verdict) -> str:
+    deltas = [
+        f"{entry.delta_control:.3f} of {entry.control} ({_with_interval(entry.remainder)})" for entry in v.against
+    ]
+    models = f"{v.scope}; " if v.num_seeds == 1 else f"{v.num_seeds} seeds; "
+    detectable = f"; detectable {v.detectable:.3f}" if v.detectable is not None else ""
+    return (
+        f"the worst of {len(v.attacks)} attacks on each document raises the loss by {v.against[0].delta_arm:.3f} nats "
+        f"per scored token, against {', '.join(deltas)} ({models}{v.n} documents{detectable})"
+    )
+
+
+def _with_interval(term: Term) -> str:
+    ends = "" if term.ci95 is None else f" [{term.ci95[0]:+.3f}, {term.ci95[1]:+.3f}]"
+    return f"remainder {term.value:+.3f}{ends}"
+
+
+def _not_concluded(v: Verdict, attempted: bool) -> str:
+    text = f"No verdict on the robustness of {v.arm} against {v.baseline}: "
+    if attempted:
+        return text + "no document has figures under every attack on all sides"
+    if v.clean_difference is None:
+        return text + "their clean losses were not compared"
+    text += (
+        f"their clean losses differ by {v.clean_difference:+.3f} nats per token (more than {MAX_CLEAN_DIFFERENCE}) and "
+        "no matched-loss arm exists"
+    )
+    return f"{text} ({_excluded(v)})" if v.excluded else text
+
+
+def _excluded(v: Verdict) -> str:
+    return "; ".join(f"{entry.control}: {entry.reason}" for entry in v.excluded)

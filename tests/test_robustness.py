@@ -1,0 +1,240 @@
+"""The verdict follows its rules, in the same words for both directions; a test for each rule."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from evidence_rows import evidence, matched_to, missing, rows
+
+from isotone.decomposition import Term
+from isotone.evidence import Evidence
+from isotone.masking import Masking
+from isotone.robustness import Verdict, decide, judge
+
+NUM_DOCUMENTS = 60
+CLEAR = Masking(label="none flagged", weak_on_both=False, indices=[], sentence="")
+
+
+def harms(mean: float, seed: int = 0, spread: float = 0.05) -> np.ndarray:
+    return mean + np.random.default_rng(seed).normal(0, spread, NUM_DOCUMENTS)
+
+
+def arm(mean: float, seed: int = 0, *, spread: float = 0.05, **options: Any) -> Evidence:
+    return evidence(rows(harms(mean, seed, spread)), **options)
+
+
+def verdict(seeds: list[dict[str, Evidence]], margin: float | None = 0.04, masking: Masking = CLEAR) -> Verdict:
+    return decide("monotonic", "baseline", seeds, margin, masking)[0]
+
+
+def one_seed(monotonic: float, *controls: float, nll: float = 3.5, spread: float = 0.05) -> list[dict[str, Evidence]]:
+    """Return a seed in which the monotonic arm has another clean loss than the baseline, and controls at its own."""
+    found = {"baseline": arm(0.40, 1), "monotonic": arm(monotonic, 2, spread=spread, nll=nll)}
+    for number, control in enumerate(controls, 1):
+        found[f"control_{number}"] = arm(control, 2 + number, nll=nll, matched=matched_to("monotonic"))
+    return [found]
+
+
+def test_either_arm_can_come_out_ahead_in_the_same_words() -> None:
+    more, less = verdict(one_seed(0.20, 0.30, 0.32)), verdict(one_seed(0.30, 0.20, 0.18))
+    assert (more.verdict, less.verdict) == ("more_robust", "less_robust")
+    same = "robust than baseline at matched clean loss: the worst of 1 attacks on each document raises the loss by 0."
+    assert more.sentence.startswith(f"monotonic is more {same}")
+    assert less.sentence.startswith(f"monotonic is less {same}")
+    assert "(these two models only; 60 documents; detectable 0.0" in more.sentence
+
+
+def test_exchanging_the_labels_exchanges_the_sentence() -> None:
+    a, b = rows(harms(0.30, 1)), rows(harms(0.36, 2))
+    one = verdict([{"baseline": evidence(a), "monotonic": evidence(b)}])
+    two = verdict([{"baseline": evidence(b), "monotonic": evidence(a)}])
+    assert (one.verdict, two.verdict) == ("less_robust", "more_robust")
+    assert one.against[0].remainder.value == -two.against[0].remainder.value
+    assert one.sentence.split(":")[0] == two.sentence.split(":")[0].replace("more", "less")
+    assert one.sentence.count(" ") == two.sentence.count(" ")
+
+
+def test_identical_arms_are_equivalent() -> None:
+    same = rows(harms(0.3))
+    result = verdict([{"baseline": evidence(same), "monotonic": evidence(same)}])
+    assert result.verdict == "equivalent"
+    assert result.equivalent is True
+    assert result.sentence.startswith("monotonic and baseline are equivalent in robustness")
+    assert "within ±0.040" in result.sentence
+
+
+def test_rounding_is_no_difference() -> None:
+    same = rows(harms(0.3))
+    rounded = [row | {"delta_nats": row["delta_nats"] + 16e-6} for row in same]
+    assert verdict([{"baseline": evidence(same), "monotonic": evidence(rounded)}]).verdict == "equivalent"
+
+
+def test_every_control_must_agree() -> None:
+    assert verdict(one_seed(0.25, 0.35, 0.36)).verdict == "more_robust"
+    assert verdict(one_seed(0.25, 0.35, 0.25)).verdict == "inconclusive"
+    assert verdict(one_seed(0.25, 0.35, 0.15)).verdict == "inconclusive"  # the controls contradict each other
+
+
+def test_no_verdict_without_a_control_while_clean_losses_differ() -> None:
+    result = verdict(one_seed(0.20))
+    assert result.verdict == "not_concluded"
+    assert "differ by +0.500 nats per token (more than 0.02) and no matched-loss arm exists" in result.sentence
+    assert "robust than" not in result.sentence
+    assert verdict(one_seed(0.20, nll=3.0)).verdict == "more_robust"  # the baseline is its own control
+    assert verdict(one_seed(0.20, nll=3.019)).verdict == "more_robust"
+    assert verdict(one_seed(0.20, nll=3.021)).verdict == "not_concluded"
+
+
+def test_losses_of_the_attacked_documents_count_as_clean_losses_too() -> None:
+    worse = evidence(rows(harms(0.2), clean=3.2))
+    result = verdict([{"baseline": evidence(rows(harms(0.4))), "monotonic": worse}])
+    assert result.verdict == "not_concluded"
+    assert result.clean_difference == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("match", "why"),
+    [
+        (matched_to("monotonic", reachable=False, reason="the loss jumps past it"), "not reachable: the loss jumps"),
+        (matched_to("monotonic", distance=0.011), "its clean loss is 3.5110 for the 3.5000 to be met"),
+        (matched_to("monotonic", distance=-0.011), "its clean loss is 3.4890 for the 3.5000 to be met"),
+        (matched_to("monotonic", reached=None), "its clean loss, or the one to be met, is not a finite number"),
+    ],
+)
+def test_a_control_that_missed_its_loss_does_not_exist_and_is_named(match: dict[str, Any], why: str) -> None:
+    [seed] = one_seed(0.20)
+    missed = {"missed": arm(0.30, 5, nll=3.5, matched=match)}
+    alone = verdict([seed | missed])
+    assert alone.verdict == "not_concluded"
+    assert f"no matched-loss arm exists (missed: {why}" in alone.sentence
+    [seed] = one_seed(0.20, 0.30)
+    beside = verdict([seed | {"missed": arm(0.10, 5, nll=3.5, matched=match)}])
+    assert beside.verdict == "more_robust"  # it would have contradicted
+    assert [entry.control for entry in beside.against] == ["control_1"]
+    assert f"Controls that do not count: missed: {why}" in beside.sentence
+
+
+def test_a_control_must_be_matched_in_every_seed() -> None:
+    good, bad = one_seed(0.2, 0.3)[0], one_seed(0.2)[0]
+    bad["control_1"] = arm(0.3, 3, nll=3.5, matched=matched_to("monotonic", distance=0.5))
+    assert verdict([good, good]).verdict == "more_robust"
+    assert verdict([good, bad]).verdict == "not_concluded"
+
+
+def test_a_control_of_another_arm_is_none_of_this_one() -> None:
+    [seed] = one_seed(0.20)
+    other = arm(0.30, 5, nll=3.5, matched=matched_to("edit_trained"))
+    assert verdict([seed | {"other": other}]).verdict == "not_concluded"
+
+
+def term(low95: float, high95: float, low90: float, high90: float) -> Term:
+    value = (low95 + high95) / 2
+    return Term(
+        name="remainder", value=value, ci95=(low95, high95), ci90=(low90, high90), se=0.1, p=0.1, detectable=0.3
+    )
+
+
+@pytest.mark.parametrize(
+    ("remainders", "margin", "word", "equivalent"),
+    [
+        ([term(0.001, 0.2, 0.01, 0.19)], 0.1, "more_robust", False),
+        ([term(-0.001, 0.2, 0.01, 0.19)], 0.1, "inconclusive", False),  # 90 % beyond 0 is not enough
+        ([term(-0.2, -0.001, -0.19, -0.01)], 0.1, "less_robust", False),
+        ([term(-0.12, 0.12, -0.1, 0.1)], 0.1, "equivalent", True),  # 90 % inside is enough
+        ([term(-0.12, 0.12, -0.101, 0.1)], 0.1, "inconclusive", False),
+        ([term(-0.02, 0.02, -0.01, 0.01), term(-0.2, 0.2, -0.15, 0.15)], 0.1, "inconclusive", False),
+        ([term(-0.02, 0.02, -0.01, 0.01)], None, "inconclusive", None),  # no margin, no equivalence
+        ([term(0.01, 0.05, 0.012, 0.04)], 0.1, "more_robust", True),
+        ([term(0.01, 0.05, 0.012, 0.04), term(-0.05, -0.01, -0.04, -0.012)], 0.01, "inconclusive", False),
+        ([], 0.1, "not_concluded", None),
+    ],
+)
+def test_the_rules_at_their_limits(remainders: list[Term], margin: float, word: str, equivalent: bool) -> None:
+    assert judge(remainders, margin) == (word, equivalent)
+
+
+def test_what_is_small_is_said_to_be_small() -> None:
+    result = verdict(one_seed(0.30, 0.31, spread=0.01), margin=0.2)
+    assert (result.verdict, result.equivalent) == ("more_robust", True) or result.verdict == "equivalent"
+    tiny = decide("monotonic", "baseline", one_seed(0.30, 0.33), 0.2, CLEAR)[0]
+    assert (tiny.verdict, tiny.equivalent) == ("more_robust", True)
+    assert "within the margin of ±0.200 for equivalence" in tiny.sentence
+
+
+def test_a_wide_interval_is_inconclusive_and_says_what_it_could_have_found() -> None:
+    result = verdict(one_seed(0.30, 0.31, spread=0.8))
+    assert result.verdict == "inconclusive"
+    assert result.sentence.startswith("It is open whether monotonic is more or less robust than baseline")
+    assert f"A difference of {result.detectable:.3f} would probably have been found" in result.sentence
+    assert result.detectable == max(a.remainder.detectable for a in result.against if a.remainder.detectable)
+
+
+def test_the_worst_case_of_all_attacks_decides() -> None:
+    """One attack alone would call the arm more robust; another one finds what that missed."""
+
+    def attacked(first: float, second: float, **options: Any) -> Evidence:
+        other = rows(harms(second, 9), attack=("coordinate", "random"))
+        return evidence(rows(harms(first, 2)), other, nll=3.5, **options)
+
+    control = attacked(0.35, 0.30, matched=matched_to("monotonic"))
+    seed = {"baseline": attacked(0.4, 0.4), "monotonic": attacked(0.20, 0.50), "control": control}
+    seed["baseline"] = arm(0.4, 1)
+    result = verdict([seed])
+    assert result.verdict == "less_robust"
+    assert result.attacks == ["hotflip iterative", "coordinate random"]
+
+
+def test_masking_stands_beside_and_changes_no_verdict() -> None:
+    flagged = Masking(label="possible masking", weak_on_both=True, indices=[], sentence="")
+    plain, marked = verdict(one_seed(0.20, 0.30)), verdict(one_seed(0.20, 0.30), masking=flagged)
+    assert (plain.verdict, marked.verdict) == ("more_robust", "more_robust")
+    assert marked.possible_masking
+    assert not plain.possible_masking
+    assert "Possible masking: gradients mislead attacks on monotonic more than on baseline" in marked.sentence
+    assert "Gradient attacks are weak on both, so this rests on the ensemble" in marked.sentence
+    assert "asking" not in plain.sentence
+
+
+@pytest.mark.parametrize(
+    ("order", "words"), [("vacuous", "the property itself cannot be the cause"), ("basis-dependent", "inductive bias")]
+)
+@pytest.mark.parametrize("mean", [0.2, 0.3, 0.4])
+def test_what_a_certificate_takes_back_stands_with_every_result(order: str, words: str, mean: float) -> None:
+    [seed] = one_seed(mean, 0.3)
+    seed["monotonic"] = arm(mean, 2, nll=3.5, order=order)
+    assert words in verdict([seed]).sentence
+    assert words not in verdict(one_seed(mean, 0.3)).sentence
+
+
+def test_documents_that_one_arm_is_missing_are_left_out_everywhere() -> None:
+    [seed] = one_seed(0.2, 0.3)
+    holey = rows(harms(0.3, 3))
+    holey[4] = missing(holey[4])
+    seed["control_1"] = evidence(holey, nll=3.5, matched=matched_to("monotonic"))
+    result, gaps = decide("monotonic", "baseline", [seed], 0.04, CLEAR)
+    assert result.n == NUM_DOCUMENTS - 1
+    assert [(gap.kind, gap.control, gap.n, gap.num_missing) for gap in gaps] == [("remainder", "control_1", 59, 1)]
+
+
+def test_arms_without_a_common_document_give_no_verdict() -> None:
+    [seed] = one_seed(0.2, 0.3)
+    seed["control_1"] = evidence([missing(row) for row in rows(harms(0.3))], nll=3.5, matched=matched_to("monotonic"))
+    result = verdict([seed])
+    assert result.verdict == "not_concluded"
+    assert "no document has figures under every attack" in result.sentence
+
+
+def test_several_seeds_are_crossed_with_documents() -> None:
+    seeds = [
+        {
+            "baseline": arm(0.4, 10 + s),
+            "monotonic": arm(0.20 + 0.02 * s, 20 + s, nll=3.5),
+            "control": arm(0.30, 30 + s, nll=3.5, matched=matched_to("monotonic", "noise")),
+        }
+        for s in range(3)
+    ]
+    result = verdict(seeds)
+    assert result.verdict == "more_robust"
+    assert "(3 seeds; 60 documents; detectable" in result.sentence
+    assert "two models only" not in result.sentence
+    assert result.against[0].remainder.value == pytest.approx(0.08, abs=0.02)
