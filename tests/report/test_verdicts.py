@@ -60,10 +60,7 @@ def test_every_gap_is_shown_with_its_parts() -> None:
 
 def test_what_was_not_measured_of_masking_is_named() -> None:
     run = results()
-    signs = [row[4] for row in masking_table(run).rows]
-    assert len(signs) == 5
-    assert all(sign.startswith("not measured (") for sign in signs)
-    assert sentences(run)[0].startswith("monotonic is more robust than baseline at matched clean loss")
+    assert list(masking_table(run).rows) == []  # no row of dashes that could be read as "no sign of masking"
     assert on_masking(run)[0].startswith("Masking of monotonic was not measured")
 
 

@@ -73,13 +73,12 @@ def gaps_table(run: RunFiles) -> Table:
 
 
 def masking_table(run: RunFiles) -> Table:
-    """One row an arm and index of masking; what was not measured says why."""
+    """One row an arm and measured index of masking; the sentence above names what was not measured, and why."""
     rows = []
     for arm, masking in run.final.get("masking", {}).items():
         for index in masking["indices"]:
             name = f"{arm}: {index['meaning']}"
             if not index["measured"]:
-                rows.append([name, *["–"] * 3, f"not measured ({index['reason']})", "–"])
                 continue
             words = "flagged" if index["flagged"] else "not flagged"
             words += ", but not as a share of all harm" if index["explained_by_size"] else ""
