@@ -231,6 +231,9 @@ def family_of(experiment: Experiment) -> list[Key]:
 def correct(comparisons: list[Json], experiment: Experiment) -> None:
     """Write the adjusted p of the confirmatory family into its entries, and the level at which it is read.
 
+    Controls at matched loss are no claims of their own (the verdict is about the arm that they are matched to), so they
+    are exploratory, and adding one takes nothing from the claims.
+
     Args:
         comparisons: entries of the results.
         experiment: declares the family.
@@ -239,7 +242,9 @@ def correct(comparisons: list[Json], experiment: Experiment) -> None:
     p = {
         index: entry["p"]
         for index, entry in enumerate(comparisons)
-        if Key(*(entry[k] for k in Key._fields)) in family and entry["p"] is not None
+        if Key(*(entry[k] for k in Key._fields)) in family
+        and entry["p"] is not None
+        and not experiment.arms[entry["a"]].matched_loss
     }
     for index, adjusted in holm(p).items():
         comparisons[index] |= {"p_adjusted": adjusted, "family": "confirmatory", "level": level}

@@ -156,6 +156,8 @@ def _why_not(evidence: Evidence) -> str | None:
         return f"its clean loss is {reached:.4f} for the {target:.4f} to be met, more than {MATCHED} apart"
     if not evidence.attacks.get(WORST):
         return "it was not attacked"
+    if not changes(evidence.attacks[WORST]):
+        return "no attacked document has figures"
     return None
 
 

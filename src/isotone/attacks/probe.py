@@ -2,7 +2,7 @@
 
 Shapes: L tokens, D embedding, E edits, V admissible tokens.
 
-A row a document (``results/documents/probe.ARM.jsonl``):
+No stage runs it yet: call ``probe_documents`` and give its rows to ``ArmFindings.probe_rows``. A row a document:
 
     id, index, status        ok, or missing with the reason
     first_order, true        change of Σ_S NLL that the gradient predicts, and that an edit makes, nats [E]

@@ -19,7 +19,7 @@ from isotone.errors import BlockedError, Stopped, UsageError
 from isotone.interruption import StopFlag
 from isotone.launch import World, world_of
 from isotone.pipeline.context import Context, Stage
-from isotone.pipeline.graph import FURTHER_ATTACKS, MEASURES, Graph, Node
+from isotone.pipeline.graph import DERIVED, FURTHER_ATTACKS, MEASURES, Graph, Node
 from isotone.pipeline.lease import lease
 from isotone.pipeline.record import Standing, standing, write_record
 from isotone.pipeline.resolve import resolve
@@ -31,9 +31,6 @@ from isotone.training.distributed import ALONE, Team, end_team, start_team
 
 _LIGHT = {"setup", "aggregate"}
 """Kinds whose results do not depend on the device."""
-
-_DERIVED = {"aggregate"}
-"""Kinds that are made anew from their inputs in seconds: stale ones are simply redone."""
 
 
 @dataclass
@@ -179,7 +176,7 @@ def _is_complete(context: Context) -> bool:
     now = _standing(context, context.node)
     if now.state == "complete":
         return True
-    if now.state == "stale" and context.node.kind not in _DERIVED:
+    if now.state == "stale" and context.node.kind not in DERIVED:
         raise (UsageError if now.by_config else BlockedError)(
             f"{context.node} is complete for another configuration or input ({now.reason}); "
             f"undo the change, choose another --out or name, or set the old result aside: "

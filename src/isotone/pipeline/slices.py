@@ -15,6 +15,9 @@ from isotone.pipeline.graph import FURTHER_ATTACKS, Node
 _OF_ONE_ATTACK = {"hotflip", "triggers", *FURTHER_ATTACKS, "transfer"}
 """Parts of ``attacks`` that are read by one kind of node."""
 
+_NOT_REPLAYED = {"pgd", "frequency"}
+"""Attacks whose edits no other arm is asked about."""
+
 _MATCHED_BY = {"protocol", "num_search_documents", "batch_documents", "checkpoint"}
 """What of ``attacks`` a matched loss depends on: where it is measured, and which checkpoints are meant."""
 
@@ -43,19 +46,22 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
                 "start": _start(experiment, node),
                 "attacks": {k: v for k, v in _given(attacks).items() if k in _MATCHED_BY},
                 "seed": seed,
+                **_documents(experiment),
                 **_machine(experiment),
             }
         case "evaluate":
-            return {"evaluation": _given(experiment.evaluation), "primary": attacks.checkpoint, **_machine(experiment)}
+            chosen = {"evaluation": _given(experiment.evaluation), "primary": attacks.checkpoint}
+            return {**chosen, **_documents(experiment), **_machine(experiment)}
         case "hotflip" | "triggers":
             other = (_OF_ONE_ATTACK - {node.kind}) | ({"budget_tokens"} if node.kind == "triggers" else set())
             chosen = {k: v for k, v in _given(attacks).items() if k not in other}
-            return {"attacks": chosen, "seed": seed, **_machine(experiment)}
+            return {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
         case kind if kind in FURTHER_ATTACKS:
             chosen = {k: v for k, v in _given(attacks).items() if k not in _OF_ONE_ATTACK - {kind}}
-            return {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed, **_machine(experiment)}
+            return {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed, **_documents(experiment), **_machine(experiment)}
         case "transfer":
-            return {"attacks": _given(attacks), "seed": seed, **_machine(experiment)}
+            replayed = {k: v for k, v in _given(attacks).items() if k not in _NOT_REPLAYED}
+            return {"attacks": replayed, "seed": seed, **_documents(experiment), **_machine(experiment)}
         case "aggregate":
             return {
                 "arms": {name: _given(arm) for name, arm in experiment.arms.items()},
@@ -102,6 +108,12 @@ def _arm(node: Node) -> str:
 def _start(experiment: Experiment, node: Node) -> dict[str, str]:
     start = experiment.arms[_arm(node)].start
     return {"arm": start} if start == "pretrained" else {"arm": start, "checkpoint": experiment.attacks.checkpoint}
+
+
+def _documents(experiment: Experiment) -> dict[str, Any]:
+    """Return what decides which held-out documents are taken; nothing at its default, which no record names."""
+    seed = experiment.data.shuffle_seed
+    return {"shuffle_seed": seed} if seed else {}
 
 
 def _machine(experiment: Experiment) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def host_memory(sizes: Sizes, machine: Machine, node: Node) -> float:
         return machine.baseline + own + _computing(sizes, machine, node, copies=True)
     # weights are read on the host and then moved; a save brings a shard back, as bytes and as a file's contents
     loading = 2 * weights if node.kind != "train" else weights + shape.stored_bytes
-    saving = 3 * min(SHARD, 2 * weights) if node.kind in ("train", "constrain") else 0
+    saving = 3 * min(SHARD, 2 * weights) if node.kind in ("train", "constrain", "match") else 0
     return machine.baseline + tokenizer + max(loading, saving)
 
 

@@ -130,7 +130,8 @@ class Planner:
 
     def _devices(self, stage: str) -> int:
         """Return the devices that share a stage's work: only training is shared."""
-        return max(1, num_devices(self.cluster.resources(stage))) if stage.startswith("train_") else 1
+        trains = any(node.kind == "train" for node in self.nodes[stage])
+        return max(1, num_devices(self.cluster.resources(stage))) if trains else 1
 
     def _work(self, stage: str) -> Work:
         return sum((node_work(self.sizes, node) for node in self.nodes[stage]), Work())

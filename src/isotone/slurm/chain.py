@@ -9,7 +9,7 @@ from isotone.cluster import FURTHER_STAGES, Cluster
 from isotone.config import Experiment
 from isotone.config_io import load_experiment
 from isotone.errors import UsageError
-from isotone.pipeline.graph import Graph
+from isotone.pipeline.graph import DERIVED, Graph
 from isotone.pipeline.record import standing
 from isotone.pipeline.resolve import as_decided
 from isotone.pipeline.run_directory import RunDirectory
@@ -117,7 +117,7 @@ def _links_of_seed(experiment: Experiment, cluster: Cluster, seed: int, first: i
             runs=out,
             project=Path.cwd(),
             python=cluster.python or sys.executable,
-            trains=any(node.kind == "train" for node in graph.nodes if graph.stage_of(node) == stage),
+            is_shared=any(node.kind == "train" for node in graph.nodes if graph.stage_of(node) == stage),
         )
         links.append(Link(job, tuple(needs), stage in complete, submitted_jobs(run.jobs)))
     return links
@@ -136,7 +136,7 @@ def complete_stages(experiment: Experiment, run: RunDirectory, seed: int) -> set
     incomplete = set()
     for node in graph.nodes:
         now = standing(run, graph, decided, seed, node)
-        if now.by_config and node.kind != "aggregate":
+        if now.by_config and node.kind not in DERIVED:
             raise UsageError(
                 f"{run.root}: {node} is complete for another configuration ({now.reason}); undo the change, choose "
                 f"another --out or name, or set the old result aside: isotone run … --only "

@@ -42,7 +42,8 @@ class JobScript:
         project: where ``isotone submit`` was called, absolute.
         python: the interpreter that runs isotone.
         seeds: of a summary.
-        trains: False for an arm's stage in which nothing is trained: it asks for what stage 1 asks for.
+        is_shared: False where one process does the work, also in an arm's stage: nothing is trained in it, or a
+            training is repeated for a control.
     """
 
     name: str
@@ -55,12 +56,7 @@ class JobScript:
     project: Path
     python: str
     seeds: tuple[int, ...] = ()
-    trains: bool = True
-
-    @property
-    def asks_as(self) -> str:
-        """Return the stage whose resources the job asks for."""
-        return self.stage if self.trains or not self.stage.startswith("train_") else "constrain"
+    is_shared: bool = True
 
     @property
     def job_name(self) -> str:
@@ -81,7 +77,7 @@ def render(job: JobScript, cluster: Cluster) -> str:
                 f"{path}: sbatch cannot take quotes, $, %, backslashes or line breaks in a path; rename it"
             )
     experiment = job.file.parent / "experiment.yaml"
-    title = TITLES.get(job.stage) or f"Stage {job.number}: trains the arm {job.stage.removeprefix('train_')}"
+    title = TITLES.get(job.stage) or f"Stage {job.number}: makes the arm {job.stage.removeprefix('train_')}"
     if job.stage == "summary":
         run = ["summarize", str(job.runs / job.name), "--seeds", *map(str, job.seeds)]
         command = shlex.join(["-m", "isotone", *run])
@@ -104,7 +100,7 @@ def render(job: JobScript, cluster: Cluster) -> str:
         setup=cluster.setup,
         may_use_gpu=job.stage not in LIGHT_STAGES,
         launch="srun --kill-on-bad-exit=1"
-        if num_processes(job.asks_as, cluster.resources(job.asks_as)) > 1
+        if num_processes(job, asked_for(job, cluster)) > 1
         else "srun",
         command=f'"$PYTHON" {command}',
         outcome=outcome,
@@ -113,8 +109,8 @@ def render(job: JobScript, cluster: Cluster) -> str:
 
 def sbatch_options(job: JobScript, cluster: Cluster) -> list[str]:
     """Return the options of sbatch, in a fixed order, as they stand behind ``#SBATCH``."""
-    asked = cluster.resources(job.asks_as)
-    processes = num_processes(job.asks_as, asked)
+    asked = asked_for(job, cluster)
+    processes = num_processes(job, asked)
     given = {
         "job-name": job.job_name,
         "output": f'"{job.log_folder}/%x-%j.out"',
@@ -137,9 +133,17 @@ def sbatch_options(job: JobScript, cluster: Cluster) -> list[str]:
     return [f"--{key}={value}" for key, value in given.items() if value is not None] + ["--requeue", *cluster.extra]
 
 
-def num_processes(stage: str, asked: Resources) -> int:
+def asked_for(job: JobScript, cluster: Cluster) -> Resources:
+    """Return what a job asks for: what its stage does, and no more than one device and node for one process."""
+    asked = cluster.resources(job.stage)
+    if job.is_shared or not job.stage.startswith("train_"):
+        return asked
+    return asked.model_copy(update={"nodes": None, "gpus": asked.gpus and 1})
+
+
+def num_processes(job: JobScript, asked: Resources) -> int:
     """Return the processes on each node: one for each GPU in training, else one."""
-    if not stage.startswith("train_"):
+    if not job.is_shared or not job.stage.startswith("train_"):
         return 1
     count = re.fullmatch(r"gpu(?::[^:,]+)?:(\d+)", asked.gres or "")
     return int(count[1]) if count else max(1, asked.gpus or 1)

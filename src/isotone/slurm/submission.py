@@ -21,7 +21,7 @@ from isotone.planning.plan import make_plan
 from isotone.planning.table import unsafe_lines
 from isotone.slurm import queue
 from isotone.slurm.chain import Key, Link, build_chain
-from isotone.slurm.script import render
+from isotone.slurm.script import asked_for, render
 from isotone.slurm.site import load_cluster
 
 Say = Callable[[str], None]
@@ -172,13 +172,13 @@ def _queued(links: list[Link]) -> dict[Key, str]:
 
 
 def _refusal(link: Link, cluster: Cluster) -> str | None:
-    lead, limit = duration_s(cluster.lead_time), cluster.resources(link.job.asks_as).time
+    lead, limit = duration_s(cluster.lead_time), asked_for(link.job, cluster).time
     if limit and duration_s(limit) <= 2 * lead:
         return (
             f"{link.job.stage}: its limit of {limit} leaves no time before the signal to save (cluster.lead_time "
             f"{cluster.lead_time}); set a longer cluster.time or a shorter cluster.lead_time"
         )
-    longest = queue.longest_time(cluster.resources(link.job.asks_as).partition)
+    longest = queue.longest_time(asked_for(link.job, cluster).partition)
     if limit and longest and duration_s(limit) > duration_s(longest):
         return (
             f"{link.job.stage}: its limit of {limit} is over the partition's longest, {longest}; set a shorter "

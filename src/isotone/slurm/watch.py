@@ -46,6 +46,8 @@ def describe_job(job: Row) -> str:
         clauses.append("no longer in the queue: cancelled, by somebody or with a job that it waited for")
     elif job["queue"] not in (None, "GONE"):
         clauses.append(job["queue"])
+    if "held" in (job["queue"] or "").lower():
+        clauses.append(f"Slurm holds it: scontrol release {job['id']} lets it go on")
     if job["requeues"]:
         clauses.append(f"requeued {job['requeues']} times")
     if job["ended"]:

@@ -28,7 +28,7 @@ def run(context: Context) -> list[Path]:
     tokenizer = pinned_tokenizer(context)
     vocabulary = Vocabulary.from_tokenizer(tokenizer, records.read_json(context.run.pinned_model)["vocab_size"])
     findings = {arm: _findings(context, arm, threshold, vocabulary) for arm in context.experiment.arms}
-    transfer = {arm: _rows(context, Node("transfer", arm)) for arm in findings}
+    transfer = {arm: found.transfer_rows for arm, found in findings.items()}
     final = build_final_results(
         context.experiment,
         context.seed,
@@ -100,7 +100,7 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         attacks={name: entry(found) for name, found in further.items()},
         attack_rows=further,
         certificate=evaluation["certificate"],
-        transfer_rows=_rows(context, Node("transfer", arm)),
+        transfer_rows=_rows(context, Node("transfer", arm)) if context.experiment.attacks.transfer else (),
         training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
         matched_loss=_result(context, Node("match", arm)) if context.experiment.arms[arm].matched_loss else None,
     )

@@ -100,9 +100,10 @@ case $? in
     ;;
 75)
     banner "PARTIAL (will continue)"
-    trap '' TERM
     scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be requeued; isotone submit continues it"
-    sleep 600 # Slurm ends this shell now; an exit of its own would end the job
+    sleep 60 & # Slurm's TERM ends the wait: a shell that lingers could meet its own next start on this node
+    wait $!
+    exit "$code"
     ;;
 esac
 [ "$code" -ne 0 ] || code=1
