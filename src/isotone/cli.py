@@ -172,11 +172,10 @@ def submit(
     from isotone.slurm import submission
 
     config, chosen_seeds = seeds_to_submit(load_experiment(experiment, overrides), seeds)
-    act = submission.submit_experiment
     if cancel:
-        act = submission.cancel_experiment
-    elif dry_run:
-        act = submission.show_experiment
+        submission.cancel_experiment(config.name, seeds, out)
+        return
+    act = submission.show_experiment if dry_run else submission.submit_experiment
     act(config, site, chosen_seeds, out)
 
 

@@ -56,6 +56,11 @@ def size_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2] or "M"])
 
 
+def one_device(gres: str | None) -> str | None:
+    """Return a --gres with one GPU in the place of several."""
+    return gres and re.sub(r"(^|,)(gpu(?::[^:,\d][^:,]*)?):\d+", r"\1\2:1", gres)
+
+
 def _duration(text: str) -> str:
     duration_s(text)
     return text
@@ -177,6 +182,9 @@ class Cluster(Part):
         for name in self.stages:
             if name not in STAGES and not name.startswith("train_"):
                 raise ValueError(f"stages.{name}: there is no such stage; allowed: {', '.join(STAGES)}, train_ARM")
+            nodes = self.stages[name].nodes or 1
+            if nodes > 1 and not name.startswith("train"):
+                raise ValueError(f"stages.{name}.nodes: found {nodes}, allowed: 1; only training is shared")
         return self
 
     def resources(self, stage: str) -> Resources:
@@ -186,7 +194,7 @@ class Cluster(Part):
         if stage.startswith("train_"):
             shared |= {"gpus": self.gpus, "gres": self.gres, "nodes": self.nodes}
         elif stage not in LIGHT_STAGES:  # one process, one device
-            shared |= {"gpus": self.gpus and 1, "gres": self.gres}
+            shared |= {"gpus": self.gpus and 1, "gres": one_device(self.gres)}
         kinds = ("train", stage) if stage.startswith("train_") else (stage,)
         for kind in kinds:
             own = self.stages.get(kind, Resources()).model_dump(exclude_none=True)

@@ -7,6 +7,7 @@ one.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -114,6 +115,8 @@ class JsonLines:
             new = not self.path.exists()
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
+                with contextlib.suppress(OSError):  # several nodes write one log; not every file system can lock
+                    fcntl.lockf(descriptor, fcntl.LOCK_EX)
                 end = self._end_of_last_line(descriptor)
                 os.ftruncate(descriptor, end)
                 os.lseek(descriptor, end, os.SEEK_SET)

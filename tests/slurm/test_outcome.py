@@ -8,7 +8,7 @@ import pytest
 from isotone.config_io import load_experiment
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import RunDirectory
-from isotone.slurm.outcome import COMPLETE, GIVE_UP, REQUEUE, End, decide, job_log
+from isotone.slurm.outcome import COMPLETE, GIVE_UP, REQUEUE, End, decide, decide_summary, job_log
 from isotone.slurm.queue import JobState
 
 RUNNING = JobState("RUNNING", "None")
@@ -117,3 +117,18 @@ def test_a_complete_stage_is_complete_whatever_ended_its_process(run: RunDirecto
     output.write_text(json.dumps({}))
     write_record(run, Graph(experiment), experiment, 42, Node("setup"), [output], {})
     assert decide(run, "setup", End(137, state=RUNNING, job_id="9"), 50).code == COMPLETE
+
+
+def test_preemptions_alone_never_make_a_job_give_up(run: RunDirectory) -> None:
+    """They say nothing about the job: it may have had no time at all."""
+    checkpoint(run, 10)
+    for _ in range(3):
+        assert requeue(run, 75, PREEMPTED) == REQUEUE
+
+
+def test_a_summary_is_requeued_as_often_as_allowed() -> None:
+    """A full disk stops it safely."""
+    assert decide_summary(0, 3, 5).code == COMPLETE
+    assert decide_summary(75, 4, 5).code == REQUEUE
+    assert decide_summary(75, 5, 5).code == GIVE_UP
+    assert decide_summary(4, 0, 5).code == GIVE_UP

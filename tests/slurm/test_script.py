@@ -82,7 +82,7 @@ def test_lines_of_the_site_come_verbatim_and_a_failing_one_ends_the_job(tmp_path
     (tmp_path / "job.sh").write_text(text)
     done = subprocess.run(["bash", tmp_path / "job.sh"], capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.search(r"^ERROR: a line of cluster.setup failed: source", done.stdout, re.MULTILINE)
+    assert re.search(r"^ERROR: cluster.setup: this line failed: source", done.stdout, re.MULTILINE)
 
 
 def test_a_folder_that_the_node_does_not_see_ends_the_job_with_an_error_line(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_folder_that_the_node_does_not_see_ends_the_job_with_an_error_line(tmp
 
 @pytest.mark.parametrize("name", ["EXPERIMENT_SEED", "SCRATCH", "PROJECT", "HF_HOME", "HF_DATASETS_CACHE"])
 def test_a_variable_that_is_set_is_respected(tmp_path: Path, name: str) -> None:
-    text = render(job(tmp_path), Cluster()).partition('cd "$PROJECT"')[0] + f'echo "{name} is ${name}"\n'
+    text = render(job(tmp_path), Cluster()).partition("\ncd ")[0] + f'echo "{name} is ${name}"\n'
     (tmp_path / "job.sh").write_text(text)
     for value, expected in (("mine", "mine"), (None, None)):
         environment = {"PATH": "/usr/bin:/bin", **({name: value} if value else {})}

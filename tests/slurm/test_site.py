@@ -66,3 +66,20 @@ def test_the_first_job_does_not_decide_the_device_for_all() -> None:
     assert for_cluster(open_ended, Cluster()).runtime == Runtime()
     given = Experiment(name="x", runtime=Runtime(device="cpu", threads=2))
     assert for_cluster(given, Cluster(gpus=1, cpus=8)).runtime == given.runtime
+
+
+def test_stages_that_disagree_on_the_device_are_refused() -> None:
+    """Whichever of two stages side by side came first would decide for both."""
+    mixed = Cluster(gpus=1, stages={"constrain": Resources(gpus=0)})
+    with pytest.raises(UsageError, match=r"cluster.stages.constrain: asks for no GPU.*runtime.device"):
+        for_cluster(Experiment(name="x"), mixed)
+    said = Experiment(name="x", runtime=Runtime(device="cpu"))
+    assert for_cluster(said, mixed).runtime.device == "cpu"
+
+
+def test_only_training_is_given_several_devices_or_nodes() -> None:
+    cluster = Cluster(gres="gpu:a100:4,nvme:1", nodes=2)
+    assert (cluster.resources("train_baseline").gres, cluster.resources("train_baseline").nodes) == (cluster.gres, 2)
+    assert (cluster.resources("evaluate").gres, cluster.resources("evaluate").nodes) == ("gpu:a100:1,nvme:1", None)
+    with pytest.raises(ValueError, match="only training is shared"):
+        Cluster(stages={"evaluate": Resources(nodes=2)})

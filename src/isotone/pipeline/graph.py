@@ -9,10 +9,7 @@ from functools import cached_property
 from isotone.config import Experiment
 from isotone.errors import UsageError
 
-PER_ARM_DERIVED = frozenset({"aggregate", "transfer"})
-"""Kinds that are made anew from what others found: stale ones are simply redone."""
-
-MEASURES = ("evaluate", "triggers", "hotflip")
+PER_ARM_MEASURES = ("evaluate", "triggers", "hotflip")
 """Kinds that measure every arm; they may run side by side."""
 
 FURTHER_ATTACKS = ("gcg", "coordinate", "pgd", "frequency")

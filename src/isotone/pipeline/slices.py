@@ -58,7 +58,8 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
             return {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
         case kind if kind in FURTHER_ATTACKS:
             chosen = {k: v for k, v in _given(attacks).items() if k not in _OF_ONE_ATTACK - {kind}}
-            return {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed, **_documents(experiment), **_machine(experiment)}
+            part = {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed}
+            return {**part, **_documents(experiment), **_machine(experiment)}
         case "transfer":
             replayed = {k: v for k, v in _given(attacks).items() if k not in _NOT_REPLAYED}
             return {"attacks": replayed, "seed": seed, **_documents(experiment), **_machine(experiment)}

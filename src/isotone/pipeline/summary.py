@@ -93,7 +93,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
         attacks=result.attacks,
         attack_rows={name: _rows(run, Node(name, arm)) for name in result.attacks},
         certificate=result.certificate,
-        transfer_rows=_rows(run, Node("transfer", arm)),
+        transfer_rows=_rows(run, Node("transfer", arm)) if final.transfer else (),
         training=result.training,
         matched_loss=result.matched_loss,
     )

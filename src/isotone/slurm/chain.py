@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isotone import records
 from isotone.cluster import FURTHER_STAGES, Cluster
@@ -52,10 +53,10 @@ class Link:
         return (None if self.job.stage == SUMMARY else self.job.seed, self.job.stage)
 
     @property
-    def last_job_id(self) -> str | None:
-        """Return the id of the job that was last submitted for it."""
-        ids = [line["job_id"] for line in self.submitted.read() if line["stage"] == self.job.stage]
-        return ids[-1] if ids else None
+    def last(self) -> dict[str, Any] | None:
+        """What was last submitted for it: ``job_id``, ``after`` and, for a summary, ``seeds``."""
+        lines = [line for line in self.submitted.read() if line["stage"] == self.job.stage]
+        return lines[-1] if lines else None
 
 
 def script_file(stage: str) -> str:
@@ -69,12 +70,13 @@ def script_file(stage: str) -> str:
 def build_chain(experiment: Experiment, cluster: Cluster, seeds: list[int], out: Path) -> list[Link]:
     """Return the jobs of all seeds, each after those it needs; several seeds end in a summary.
 
-    Every seed has a setup of its own, which finds the first seed's packed data and is done in seconds.
+    Every seed has a setup of its own, after the one before it, whose packed data it finds: it is done in seconds.
 
     Raises:
         UsageError: something that is complete was made for another configuration.
     """
-    links = [link for seed in seeds for link in _links_of_seed(experiment, cluster, seed, seeds[0], out)]
+    before = dict(zip(seeds[1:], seeds, strict=False))
+    links = [link for seed in seeds for link in _links_of_seed(experiment, cluster, seed, before.get(seed), out)]
     if len(seeds) > 1:
         folder = out / experiment.name / "summary" / "jobs"
         job = JobScript(
@@ -99,14 +101,14 @@ def submitted_jobs(folder: Path) -> records.JsonLines:
     return records.JsonLines(folder / "submitted.jsonl")
 
 
-def _links_of_seed(experiment: Experiment, cluster: Cluster, seed: int, first: int, out: Path) -> list[Link]:
+def _links_of_seed(experiment: Experiment, cluster: Cluster, seed: int, before: int | None, out: Path) -> list[Link]:
     run = RunDirectory.of(out, experiment.name, seed)
     graph, complete = Graph(experiment), complete_stages(experiment, run, seed)
     links = []
     for stage, number in graph.stages.items():
         needs = [(seed, needed) for needed in _needed_stages(graph, stage)]
-        if stage == "setup" and seed != first:
-            needs = [(first, "setup")]
+        if stage == "setup" and before is not None:  # one at a time: all write to what they share
+            needs = [(before, "setup")]
         job = JobScript(
             name=experiment.name,
             seed=seed,

@@ -71,10 +71,10 @@ class End:
             return "failed"
         if self.state is not None and self.state.is_out_of_time:
             return "time limit"
-        if self.state is not None and not self.state.is_running:
-            return "cancelled"
         if self.state is not None and self.state.is_preempted:
             return "preemption"
+        if self.state is not None and not self.state.is_running:
+            return "cancelled"
         if self.signal == "USR1":
             return "time limit"
         return "stopped" if self.exit_code == _CONTINUES else "killed"
@@ -109,7 +109,7 @@ def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decisi
     if len(before) >= max_requeues:
         reason = f"requeued {len(before)} times, as often as cluster.max_requeues allows; isotone submit continues it"
         return Decision(GIVE_UP, cause, reason, now)
-    if before and before[-1]["progress"] == now:
+    if before and before[-1]["progress"] == now and cause != "preemption":  # which says nothing about the job
         reason = (
             f"nothing was done between two requeues ({cause}): give the jobs of {stage} a longer cluster.time, or save "
             f"more often (training.save_every_minutes); isotone submit tries again"
@@ -122,13 +122,13 @@ def progress(run: RunDirectory, nodes: list[Node]) -> str:
     """Return a hash of what nodes have durably done: checkpoints, documents, states of searches, packed data."""
     found: dict[str, object] = {}
     for node in nodes:
-        places = [run.record(node), *run.found_by(node)]
-        if node.kind == "setup":
-            places.append(run.setup)
-        for file in (f for place in places for f in ([place] if place.is_file() else place.rglob("*"))):
-            if file.is_file() and file.name not in _NO_PROGRESS and "leases" not in file.parts:
-                found[run.relative(file)] = _content(file)
-        if node.arm and node.kind in ("train", "constrain"):
+        for place in (run.record(node), *run.found_by(node)):
+            for file in [place] if place.is_file() else place.rglob("*"):
+                if file.name not in _NO_PROGRESS:
+                    found[run.relative(file)] = _content(file)
+        if node.kind == "setup":  # shards may be many: their sizes tell enough
+            found |= {run.relative(f): _size(f) for f in run.setup.rglob("*") if "leases" not in f.parts}
+        if node.arm and node.kind in ("train", "constrain", "match"):
             found[str(node)] = sorted(p.name for p in run.checkpoints(node.arm).glob("step-*"))
             for ledger in run.checkpoints(node.arm).parent.glob("micro_batch.*"):  # less memory next time is progress
                 found[ledger.name] = _content(ledger)
@@ -141,15 +141,28 @@ def job_log(run: RunDirectory) -> records.JsonLines:
 
 
 def _content(file: Path) -> object:
-    """Return a file's size, and its hash where that is quick."""
-    size = file.stat().st_size
-    return [size, records.sha256_file(file)] if size <= 32 * 2**20 else size
+    """Return a file's size, and its hash where that is quick; None where it is just being replaced."""
+    size = _size(file)
+    try:
+        return [size, records.sha256_file(file)] if size is not None and size <= 32 * 2**20 else size
+    except OSError:
+        return None
 
 
-def _after_summary(folder: Path, exit_code: int) -> int:
-    """A summary takes seconds, and is there or not."""
-    print(f"{folder / 'summary'}: {'complete' if exit_code == 0 else f'failed with exit code {exit_code}'}")
-    return COMPLETE if exit_code == 0 else REQUEUE if exit_code == _CONTINUES else GIVE_UP
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except OSError:
+        return None
+
+
+def decide_summary(exit_code: int, restarts: int, max_requeues: int) -> Decision:
+    """Return what becomes of a summary's job: it takes seconds, and is written or not."""
+    if exit_code == 0:
+        return Decision(COMPLETE, "complete", "the summary is complete", "")
+    if exit_code == _CONTINUES and restarts < max_requeues:
+        return Decision(REQUEUE, "stopped", "the summary stopped safely: the job is requeued", "")
+    return Decision(GIVE_UP, "failed", f"the summary failed with exit code {exit_code}: see the lines above", "")
 
 
 def main() -> int:
@@ -162,18 +175,17 @@ def main() -> int:
     parser.add_argument("--signal", default="none")
     parser.add_argument("--max-requeues", type=int, default=0)
     args = parser.parse_args()
-    if args.summary:
-        return _after_summary(args.summary, args.exit_code)
-    job_id = os.environ.get("SLURM_JOB_ID")
-    run = RunDirectory(args.run)
+    job_id, restarts = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    run = RunDirectory(args.run or args.summary / "summary")
     try:
-        state = job_state(job_id) if job_id and job_id.isdigit() else None
-        end = End(args.exit_code, args.signal, state, job_id)
-        decision = decide(run, args.stage, end, args.max_requeues)
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        line = {"stage": args.stage, "job_id": job_id, "restarts": restarts, "time": time.time()}
+        if args.summary:
+            decision = decide_summary(args.exit_code, restarts, args.max_requeues)
+        else:
+            state = job_state(job_id) if job_id and job_id.isdigit() else None
+            decision = decide(run, args.stage, End(args.exit_code, args.signal, state, job_id), args.max_requeues)
+        line = {"stage": args.stage or "summary", "job_id": job_id, "restarts": restarts, "time": time.time()}
         job_log(run).append({**line, "exit_code": args.exit_code, **asdict(decision)})
-    except IsotoneError as error:
+    except (IsotoneError, OSError) as error:
         print(f"ERROR: {error}")
         return GIVE_UP
     print(decision.reason)

@@ -1,5 +1,6 @@
 """Talks to Slurm through its own commands; what they say is passed on in one line."""
 
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -19,11 +20,13 @@ class JobState:
         state: RUNNING, COMPLETING, …; a job that was cancelled or ran out of time is COMPLETING while it is ended.
         reason: such as TimeLimit or Dependency.
         is_preempted: Slurm has chosen the job to make room, and ends it after the grace time.
+        name: the job's.
     """
 
     state: str
     reason: str
     is_preempted: bool = False
+    name: str = ""
 
     @property
     def is_running(self) -> bool:
@@ -60,10 +63,10 @@ def states(job_ids: Iterable[str]) -> dict[str, JobState]:
         return {}
     found = {}
     # all of the user's, and not --jobs: an id that Slurm has forgotten makes squeue fail for all
-    for line in _checked("squeue", "--noheader", "--me", "--format=%i|%T|%r").splitlines():
-        job_id, state, reason = line.split("|", 2)
-        if job_id in wanted:
-            found[job_id] = JobState(state, reason)
+    for line in _checked("squeue", "--noheader", "--me", "--format=%i|%T|%j|%r").splitlines():
+        job_id, *rest = line.split("|", 3)
+        if job_id in wanted and len(rest) == 3:
+            found[job_id] = JobState(rest[0], rest[2], name=rest[1])
     return found
 
 
@@ -132,6 +135,8 @@ def call(
     Raises:
         UsageError: it is not there, or does not answer within a minute.
     """
+    if environment is None:  # what the user has set for their own squeue must hide nothing here
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_"))}
     try:
         return subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment, check=False

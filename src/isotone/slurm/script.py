@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from isotone.cluster import LIGHT_STAGES, Cluster, Resources, duration_s
+from isotone.cluster import LIGHT_STAGES, Cluster, Resources, duration_s, one_device
 from isotone.errors import UsageError
 
 TITLES = {
@@ -81,7 +81,7 @@ def render(job: JobScript, cluster: Cluster) -> str:
     if job.stage == "summary":
         run = ["summarize", str(job.runs / job.name), "--seeds", *map(str, job.seeds)]
         command = shlex.join(["-m", "isotone", *run])
-        outcome = shlex.join(["--summary", str(job.runs / job.name)])
+        outcome = shlex.join(["--summary", str(job.runs / job.name), "--max-requeues", str(cluster.max_requeues)])
     else:
         run = ["run", str(experiment), "--out", str(job.runs), "--only", job.stage]
         command = shlex.join(["-m", "isotone", *run]) + ' --seed "$EXPERIMENT_SEED"'
@@ -99,9 +99,6 @@ def render(job: JobScript, cluster: Cluster) -> str:
         python=job.python,
         setup=cluster.setup,
         may_use_gpu=job.stage not in LIGHT_STAGES,
-        launch="srun --kill-on-bad-exit=1"
-        if num_processes(job, asked_for(job, cluster)) > 1
-        else "srun",
         command=f'"$PYTHON" {command}',
         outcome=outcome,
     )
@@ -138,14 +135,14 @@ def asked_for(job: JobScript, cluster: Cluster) -> Resources:
     asked = cluster.resources(job.stage)
     if job.is_shared or not job.stage.startswith("train_"):
         return asked
-    return asked.model_copy(update={"nodes": None, "gpus": asked.gpus and 1})
+    return asked.model_copy(update={"nodes": None, "gpus": asked.gpus and 1, "gres": one_device(asked.gres)})
 
 
 def num_processes(job: JobScript, asked: Resources) -> int:
     """Return the processes on each node: one for each GPU in training, else one."""
     if not job.is_shared or not job.stage.startswith("train_"):
         return 1
-    count = re.fullmatch(r"gpu(?::[^:,]+)?:(\d+)", asked.gres or "")
+    count = re.search(r"(?:^|,)gpu(?::[^:,]+)?:(\d+)", asked.gres or "")
     return int(count[1]) if count else max(1, asked.gpus or 1)
 
 

@@ -13,18 +13,22 @@ import psutil
 from filelock import FileLock, Timeout
 
 from isotone import records
-from isotone.cluster import Cluster, Resources, duration_s
+from isotone.cluster import LIGHT_STAGES, Cluster, Resources, duration_s
 from isotone.config import Experiment
 from isotone.config_io import dump_yaml
 from isotone.errors import BlockedError, UsageError
+from isotone.pipeline.graph import Graph
 from isotone.planning.plan import make_plan
 from isotone.planning.table import unsafe_lines
 from isotone.slurm import queue
-from isotone.slurm.chain import Key, Link, build_chain
+from isotone.slurm.chain import Key, Link, build_chain, submitted_jobs
 from isotone.slurm.script import asked_for, render
 from isotone.slurm.site import load_cluster
 
 Say = Callable[[str], None]
+_ENDS_WITHIN_S = 120
+"""How long a job may be ending: KillWait, an epilog."""
+
 _LOCAL_TYPES = {"tmpfs", "ramfs", "overlay", "devtmpfs"}
 _LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _HINTS = {
@@ -60,11 +64,15 @@ def submit_experiment(experiment: Experiment, site: str | None, seeds: list[int]
     require_shared_folder(out, cluster)
     _tell_unsafe(experiment, site, seeds, out, say)
     with _one_at_a_time(out / experiment.name):
+        experiment = for_cluster(experiment, cluster)
         links = build_chain(experiment, cluster, seeds, out)
-        ids = _queued(links)
+        ids, dropped = _kept(links)
+        _require_same_experiment(experiment, links, ids)
         open_links = [link for link in links if not link.is_complete and link.key not in ids]
         if refused := [line for link in open_links if (line := _refusal(link, cluster))]:
             raise UsageError("\n".join([*refused, "nothing was submitted"]))
+        if dropped:
+            queue.cancel(dropped)
         _write_scripts(experiment, cluster, links)
         _submit(open_links, ids)
     for link in links:
@@ -74,6 +82,7 @@ def submit_experiment(experiment: Experiment, site: str | None, seeds: list[int]
 def show_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
     """Print the graph of jobs, their scripts and what Slurm says of them; nothing is written or submitted."""
     cluster = load_cluster(site, experiment.cluster)
+    experiment = for_cluster(experiment, cluster)
     links = build_chain(experiment, cluster, seeds, out.resolve())
     names = {link.key: link.job.job_name for link in links}
     width = max(map(len, names.values()))
@@ -92,30 +101,50 @@ def show_experiment(experiment: Experiment, site: str | None, seeds: list[int], 
     _tell_unsafe(experiment, site, seeds, out, say)
 
 
-def cancel_experiment(experiment: Experiment, site: str | None, seeds: list[int], out: Path, say: Say = print) -> None:
-    """Take every job of an experiment out of the queue; what they have saved stays.
+def cancel_experiment(name: str, seeds: list[int], out: Path, say: Say = print) -> None:
+    """Take the jobs of an experiment out of the queue; what they have saved stays.
+
+    Args:
+        name: the experiment's.
+        seeds: whose jobs; of all seeds, and the summary's, where none is given.
+        out: the folder that holds all runs.
+        say: where lines for the user go.
 
     Raises:
         UsageError: Slurm is not there.
+        BlockedError: another process is submitting the same experiment.
     """
-    cluster = load_cluster(site, experiment.cluster)
-    ids = _queued(build_chain(experiment, cluster, seeds, out.resolve()))
-    if ids:
-        queue.cancel(ids.values())
-    say(f"cancelled: {', '.join(ids.values()) or 'nothing was in the queue'}")
+    folder = out.resolve() / name
+    with _one_at_a_time(folder):
+        chosen = [folder / f"seed-{seed}" for seed in seeds] or [*folder.glob("seed-*"), folder / "summary"]
+        submitted = [line["job_id"] for place in chosen for line in submitted_jobs(place / "jobs").read()]
+        ids = [job_id for job_id, job in queue.states(submitted).items() if job.name.startswith(f"{name}-")]
+        if ids:
+            queue.cancel(ids)
+    say(f"cancelled: {', '.join(ids) or 'nothing was in the queue'}")
 
 
 def for_cluster(experiment: Experiment, cluster: Cluster) -> Experiment:
     """Return the experiment with the device and threads that its jobs will have, where it leaves them open.
 
-    Stages run on different nodes, and setup on one without a GPU: the first of them must not decide for all.
+    Stages run on different nodes, some side by side: none of them must decide for all.
+
+    Raises:
+        UsageError: some stages ask for a GPU and others do not, and the experiment does not say which device it wants.
     """
-    asked = [cluster.resources(stage) for stage in ("constrain", "train_baseline", "evaluate", "triggers", "hotflip")]
+    stages = [stage for stage in Graph(experiment).stages if stage not in LIGHT_STAGES]
+    asked = {stage: cluster.resources(stage) for stage in stages}
     runtime = experiment.runtime
-    if runtime.device == "auto" and all(_asks_for_gpu(resources) for resources in asked):
+    without = [stage for stage, resources in asked.items() if not _asks_for_gpu(resources)]
+    if runtime.device == "auto" and len(without) < len(asked):
+        if without:
+            raise UsageError(
+                f"cluster.stages.{without[0]}: asks for no GPU, and other stages do, but one device serves them all; "
+                f"give it one (gpus: 1), or say which device is meant: runtime.device"
+            )
         runtime = runtime.model_copy(update={"device": "cuda"})
-    cpus = [resources.cpus for resources in asked if resources.cpus]
-    if runtime.threads is None and len(cpus) == len(asked):
+    cpus = [resources.cpus for resources in asked.values() if resources.cpus]
+    if runtime.threads is None and cpus:
         runtime = runtime.model_copy(update={"threads": min(cpus)})
     return experiment.model_copy(update={"runtime": runtime})
 
@@ -164,11 +193,57 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         raise BlockedError(f"another process is submitting {folder.name} right now; wait for it") from error
 
 
-def _queued(links: list[Link]) -> dict[Key, str]:
-    """Return the ids of the jobs that are in the queue."""
-    last = {link.key: job_id for link in links if (job_id := link.last_job_id)}
-    known = queue.states(last.values())
-    return {key: job_id for key, job_id in last.items() if job_id in known}
+def _kept(links: list[Link]) -> tuple[dict[Key, str], list[str]]:
+    """Return the ids of the jobs that go on, and those that wait for something that is no longer so.
+
+    A job goes on if it is in the queue, can still start, and waits for the very jobs that go on (and, as a summary, for
+    the same seeds). One that is ending is waited for: it goes on if it comes back into the queue.
+    """
+    last = {link.key: found for link in links if (found := link.last)}
+    queued = _settled([found["job_id"] for found in last.values()])
+    kept: dict[Key, str] = {}
+    dropped: list[str] = []
+    for link in links:
+        found = last.get(link.key)
+        job = queued.get(found["job_id"]) if found else None
+        if found is None or job is None or job.name != link.job.job_name:
+            continue
+        complete = {other.key for other in links if other.is_complete}
+        waits = all(key in complete or kept.get(key) in found["after"] for key in link.needs)
+        fits = waits and tuple(found.get("seeds", ())) == link.job.seeds and job.reason != "DependencyNeverSatisfied"
+        if link.is_complete:
+            continue
+        if fits:
+            kept[link.key] = found["job_id"]
+        else:
+            dropped.append(found["job_id"])
+    return kept, dropped
+
+
+def _settled(job_ids: list[str]) -> dict[str, queue.JobState]:
+    """Return the jobs that are in the queue, once none of them is ending: some of those come back into it."""
+    for _ in range(_ENDS_WITHIN_S // 2):
+        queued = queue.states(job_ids)
+        if not any(job.state == "COMPLETING" for job in queued.values()):
+            break
+        time.sleep(2)
+    return queued
+
+
+def _require_same_experiment(experiment: Experiment, links: list[Link], ids: dict[Key, str]) -> None:
+    """Refuse to change what jobs in the queue are about to read.
+
+    Raises:
+        UsageError: the experiment differs from the one that they were submitted with.
+    """
+    text = dump_yaml(experiment)
+    for link in links:
+        file = link.job.file.parent / "experiment.yaml"
+        if link.key in ids and file.is_file() and file.read_text(encoding="utf-8") != text:
+            raise UsageError(
+                f"{file}: job {ids[link.key]} is in the queue with other values of the experiment; take it back with "
+                f"--cancel first, or submit under another name or --out"
+            )
 
 
 def _refusal(link: Link, cluster: Cluster) -> str | None:
@@ -196,7 +271,7 @@ def _environment(link: Link) -> dict[str, str]:
 
 
 def _write_scripts(experiment: Experiment, cluster: Cluster, links: list[Link]) -> None:
-    text = dump_yaml(for_cluster(experiment, cluster))
+    text = dump_yaml(experiment)
     for link in links:
         records.make_folder(link.job.log_folder)
         records.write_text(link.job.file, render(link.job, cluster))
@@ -218,7 +293,8 @@ def _submit(links: list[Link], ids: dict[Key, str]) -> None:
                 else "nothing was submitted"
             )
             raise UsageError(f"{link.job.job_name}: {error}; {done}") from error
-        link.submitted.append({"stage": link.job.stage, "job_id": job_id, "time": time.time(), "after": after})
+        found = {"stage": link.job.stage, "job_id": job_id, "time": time.time(), "after": after}
+        link.submitted.append({**found, "seeds": link.job.seeds})
         ids[link.key] = job_id
         fresh.append(job_id)
 

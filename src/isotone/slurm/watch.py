@@ -43,7 +43,10 @@ def describe_job(job: Row) -> str:
     """Return one clause on a job: its id, where it stands, and why it ended."""
     clauses = [f"job {job['id']}"]
     if job["queue"] == "GONE" and job["ended"] is None:
-        clauses.append("no longer in the queue: cancelled, by somebody or with a job that it waited for")
+        clauses.append(
+            f"no longer in the queue: cancelled, by somebody or with a job that it waited for, or failed before "
+            f"isotone began (its log, *-{job['id']}.out, says so)"
+        )
     elif job["queue"] not in (None, "GONE"):
         clauses.append(job["queue"])
     if "held" in (job["queue"] or "").lower():

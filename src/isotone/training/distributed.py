@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isotone.errors import IsotoneError, UsageError
+from isotone.errors import IsotoneError, Stopped, UsageError
 from isotone.interruption import StopFlag
 from isotone.launch import World
 
@@ -28,8 +28,8 @@ _GO, _STOP, _OUT_OF_MEMORY = range(3)
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 
 
-class LostPeerError(IsotoneError):
-    """Another process of the training ended or no longer answers; the last checkpoint is intact."""
+class LostPeerError(Stopped):
+    """Another process of the training ended or no longer answers; the last checkpoint is intact: run again."""
 
 
 class PeerOutOfMemoryError(MemoryError):
