@@ -218,10 +218,19 @@ def test_documents_that_one_arm_is_missing_are_left_out_everywhere() -> None:
 
 def test_arms_without_a_common_document_give_no_verdict() -> None:
     [seed] = one_seed(0.2, 0.3)
-    seed["control_1"] = evidence([missing(row) for row in rows(harms(0.3))], nll=3.5, matched=matched_to("monotonic"))
+    seed["monotonic"] = evidence([missing(row) for row in rows(harms(0.3))], nll=3.5)
     result = verdict([seed])
     assert result.verdict == "not_concluded"
     assert "no document has figures under every attack" in result.sentence
+
+
+def test_a_control_without_figures_is_named_and_takes_nothing_from_the_others() -> None:
+    """A model that returns NaN is missing everywhere: it must not erase the verdict at the good controls."""
+    [seed] = one_seed(0.2, 0.3, 0.32)
+    seed["control_1"] = evidence([missing(row) for row in rows(harms(0.3))], nll=3.5, matched=matched_to("monotonic"))
+    result = verdict([seed])
+    assert result.verdict == "more_robust"
+    assert [(e.control, e.reason) for e in result.excluded] == [("control_1", "no attacked document has figures")]
 
 
 def test_several_seeds_are_crossed_with_documents() -> None:

@@ -239,12 +239,11 @@ def correct(comparisons: list[Json], experiment: Experiment) -> None:
         experiment: declares the family.
     """
     family, level = set(family_of(experiment)), experiment.analysis.level
+    controls = {name for name, arm in experiment.arms.items() if arm.matched_loss}
     p = {
         index: entry["p"]
         for index, entry in enumerate(comparisons)
-        if Key(*(entry[k] for k in Key._fields)) in family
-        and entry["p"] is not None
-        and not experiment.arms[entry["a"]].matched_loss
+        if Key(*(entry[k] for k in Key._fields)) in family and entry["p"] is not None and entry["a"] not in controls
     }
     for index, adjusted in holm(p).items():
         comparisons[index] |= {"p_adjusted": adjusted, "family": "confirmatory", "level": level}

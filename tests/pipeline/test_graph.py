@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from isotone.config import Arm, Attacks, Constraint, Experiment, MatchedLoss, Matching
+from isotone.config import Arm, Attacks, Constraint, Data, Experiment, Frequency, MatchedLoss, Matching, Pgd
 from isotone.errors import UsageError
 from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.slices import config_slice
@@ -148,3 +148,18 @@ def test_a_budget_makes_attacks_on_documents_stale_and_nothing_else() -> None:
 def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no stage 'train'.*2 train_baseline"):
         Graph(_experiment()).find_stage("train")
+
+
+def test_which_documents_are_taken_is_in_the_slice_of_all_that_measure_them() -> None:
+    """The packed data are the same for every data.shuffle_seed; figures of other documents must not pass for current."""
+    first = Experiment(name="x", attacks=Attacks(transfer=True))
+    other = Experiment(name="x", attacks=Attacks(transfer=True), data=Data(shuffle_seed=1))
+    changed = {str(node) for node in Graph(first).nodes if config_slice(first, 1, node) != config_slice(other, 1, node)}
+    measured = {f"{kind}.{arm}" for kind in ("evaluate", "hotflip", "triggers", "transfer") for arm in first.arms}
+    assert changed == {"setup"} | measured
+
+
+def test_an_attack_that_is_not_replayed_leaves_the_transfer_matrix_as_it_is() -> None:
+    first, node = Experiment(name="x", attacks=Attacks(transfer=True)), Node("transfer", "baseline")
+    more = Experiment(name="x", attacks=Attacks(transfer=True, pgd=Pgd(), frequency=Frequency()))
+    assert config_slice(first, 1, node) == config_slice(more, 1, node)
