@@ -151,7 +151,7 @@ def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
 
 
 def test_which_documents_are_taken_is_in_the_slice_of_all_that_measure_them() -> None:
-    """The packed data are the same for every data.shuffle_seed; figures of other documents must not pass for current."""
+    """The packed data are the same for every data.shuffle_seed; those of other documents must not pass for them."""
     first = Experiment(name="x", attacks=Attacks(transfer=True))
     other = Experiment(name="x", attacks=Attacks(transfer=True), data=Data(shuffle_seed=1))
     changed = {str(node) for node in Graph(first).nodes if config_slice(first, 1, node) != config_slice(other, 1, node)}
