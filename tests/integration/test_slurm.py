@@ -107,7 +107,7 @@ def test_a_chain_outlives_its_time_limits_and_equals_a_run_on_one_machine(
 ) -> None:
     """Training takes longer than the limit of two minutes; nobody touches anything until the queue is empty."""
     out, whole = tmp_path / "cluster", tmp_path / "whole"
-    long = [*LONG, "--set", f"arms.baseline.training.epochs={epochs_of(190, tmp_path)}"]
+    long = [*LONG, "--set", f"arms.baseline.training.epochs={epochs_of(220, tmp_path)}"]
     ids = job_ids(submit(cluster, out, site, *long))
     assert len(ids) == 8
     direct = subprocess.Popen(
@@ -136,7 +136,7 @@ def test_a_chain_outlives_its_time_limits_and_equals_a_run_on_one_machine(
 
 def test_a_kill_a_preemption_and_a_lost_node_cost_nothing(cluster: SlurmCluster, site: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "cluster", tmp_path / "whole"
-    more = ["--set", "arms.baseline.training.epochs=0.2", "--set", "training.save_every_steps=2"]
+    more = ["--set", "arms.baseline.training.epochs=0.5", "--set", "training.save_every_steps=4"]
     ids = job_ids(submit(cluster, out, site, *more))
     train = ids["train_baseline"]
     steps = _after_new_checkpoint(out, 0)
