@@ -1,6 +1,7 @@
 """The entry point: handlers and environment first, then the command line, then one line for what went wrong."""
 
 import io
+import os
 import sys
 
 
@@ -19,7 +20,19 @@ def main() -> None:
         stop.install()
     from isotone.cli import run_command_line
 
-    sys.exit(run_command_line(sys.argv[1:], stop))
+    _leave(run_command_line(sys.argv[1:], stop))
+
+
+def _leave(code: int) -> None:
+    """Exit; one of several processes at once, since torch's threads can abort an interpreter that is being taken down.
+
+    Everything is written by then, and a launcher takes the abort of one for a failure of all.
+    """
+    if any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_a_killed_process_ends_the_others_and_all_continue(
 
         train(tmp_path, recipe=RECIPES[parallel], team=team, progress=kill)
 
-    assert together(2, killed) == [1, -signal.SIGKILL]
+    assert together(2, killed) == [75, -signal.SIGKILL]
     newest = sorted(p.name for p in (tmp_path / "checkpoints" / "arm").glob("step-*"))[-1]
     assert newest == "step-00000006"
     assert (
