@@ -303,6 +303,28 @@ class Frequency(Part):
     """Draws a document; the first is the attack."""
 
 
+class Probe(Part):
+    """How much gradients tell of what edits do: what two signs of masking are measured on. No attack."""
+
+    edits: Annotated[int, Field(ge=2)] = 500
+    """Random single edits a document, for the rank correlation of first-order and true change."""
+    candidates: Count = 32
+    """Tokens of one position that are taken by gradient, and as many at random, against the best of all."""
+    oracle_tokens: Count | None = None
+    """Admissible tokens that are tried there: all of them unless given, else so many random ones, which is cheaper."""
+    num_documents: Count = 8
+    """How many of the attacked documents are asked about, the first ones; each costs a forward for each token tried."""
+
+    @model_validator(mode="after")
+    def _candidates_can_miss_something(self) -> "Probe":
+        if self.oracle_tokens is not None and self.candidates >= self.oracle_tokens:
+            raise ValueError(
+                f"candidates: {self.candidates} of the {self.oracle_tokens} tokens of oracle_tokens cannot miss the "
+                f"best of them; take fewer"
+            )
+        return self
+
+
 class Attacks(Part):
     """What all attacks share, and each attack's own values."""
 
@@ -328,6 +350,8 @@ class Attacks(Part):
     frequency: Frequency | None = None
     transfer: bool = False
     """Replay every arm's edits and triggers on every other arm."""
+    probe: Probe | None = None
+    """Compare what gradients predict with what edits do, on every arm but controls at matched loss. None: not done."""
 
     @model_validator(mode="after")
     def _a_method_that_conclusions_can_rest_on(self) -> "Attacks":

@@ -12,7 +12,7 @@ from isotone.config import Experiment
 from isotone.environment import provenance
 from isotone.errors import BlockedError
 from isotone.over_seeds import SeedFindings, build_summary, other_documents
-from isotone.pipeline.graph import Node
+from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.record import SCHEMA, fingerprint
 from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
 from isotone.pipeline.seeds import chosen_seeds, experiment_of, inputs_hashes, left_out, named, require_complete
@@ -74,17 +74,17 @@ def _findings(run: RunDirectory, experiment: Experiment) -> SeedFindings:
             f"{path} was written by another version of isotone; make it again: "
             f"isotone run … --only aggregate --fresh ({error.error_count()} faults)"
         ) from error
-    arms = {arm: _arm_findings(run, final, arm, experiment.attacks.checkpoint) for arm in experiment.arms}
+    arms = {arm: _arm_findings(run, final, arm, experiment) for arm in experiment.arms}
     return SeedFindings(final, quantities_of(experiment, arms, final.success_threshold), evidence_of(arms))
 
 
-def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: str) -> ArmFindings:
+def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, experiment: Experiment) -> ArmFindings:
     """Read what the nodes of an arm found back from a run's results and its documents' rows."""
     result = final.arms[arm]
     variants = (result.hotflip or {}).get("variants", {})
     return ArmFindings(
         evaluation=result.evaluation,
-        primary_checkpoint=checkpoint,
+        primary_checkpoint=experiment.attacks.checkpoint,
         evaluation_rows=_rows(run, Node("evaluate", arm)),
         hotflip=variants,
         hotflip_rows={variant: _rows(run, Node("hotflip", arm), variant) for variant in variants},
@@ -94,6 +94,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
         attack_rows={name: _rows(run, Node(name, arm)) for name in result.attacks},
         certificate=result.certificate,
         transfer_rows=_rows(run, Node("transfer", arm)) if final.transfer else (),
+        probe_rows=_rows(run, Node(PROBE, arm)) if arm in probed_arms(experiment) else (),
         training=result.training,
         matched_loss=result.matched_loss,
     )
