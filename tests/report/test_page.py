@@ -75,6 +75,32 @@ def test_page_shows_every_arm_figure_and_conclusion(run: Path) -> None:
     assert text.count("<figure") == 3 + 1 + 4 + 2
 
 
+def test_page_shows_further_attacks_and_who_is_harmed_by_whose_edits(tmp_path: Path) -> None:
+    run = write_run(tmp_path, further=True)
+    page, text = _Page(write_report(run)), html.unescape((run / "report.html").read_text())
+    final = records.read_json(run / "results" / "final_results.json")
+    for words in ("baseline, GCG", "baseline, PGD (upper bound)", "baseline, Worst case"):
+        assert f'<th scope="row">{words}</th>' in text
+    assert page.rows("monotonic, PGD (upper bound)")[0][7] == "no text"
+    assert "Rise of the loss under each further attack" in text
+    cell = next(
+        c for c in final["transfer"] if (c["source"], c["target"], c["attack"]) == ("baseline", "monotonic", "gcg")
+    )
+    low, high = cell["ci95"]
+    shown = f"{cell['value']:.3f} [{low:.3f},\u00a0{high:.3f}]".replace("-", "−")
+    assert sum(shown in row for row in page.rows("baseline")) == 2  # of GCG, and of HotFlip with the same made-up rows
+    assert text.count('class="heat"') == 3
+    assert text.count(' own"') == 3 * len(ARMS)
+    assert {"further_attacks.md", "further_attacks.tex"} <= {path.name for path in write_tables(run)}
+
+
+def test_page_without_further_attacks_has_no_part_for_them(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    assert 'id="transfer"' not in text
+    assert "further attack" not in text
+    assert not [path for path in write_tables(run) if path.stem == "further_attacks"]
+
+
 def test_page_needs_nothing_else_and_runs_nothing(run: Path) -> None:
     page, text = _Page(run / "report.html"), (run / "report.html").read_text()
     assert not {"script", "link", "iframe", "object", "embed", "form", "img", "base"} & set(page.tags)

@@ -20,6 +20,7 @@ from isotone.report.over_seeds import render_summary, summary_tables
 from isotone.report.summary import summary_text_over_seeds, triggers_csv
 from isotone.result_models import FinalResults, SummaryResults, to_json
 from isotone.results import ArmFindings, evidence_of, quantities_of
+from isotone.transfer import transfer_quantities
 
 
 def summarize_seeds(folder: Path, seeds: Sequence[int] = (), say: Callable[[str], None] = print) -> Path:
@@ -75,7 +76,9 @@ def _findings(run: RunDirectory, experiment: Experiment) -> SeedFindings:
             f"isotone run … --only aggregate --fresh ({error.error_count()} faults)"
         ) from error
     arms = {arm: _arm_findings(run, final, arm, experiment) for arm in experiment.arms}
-    return SeedFindings(final, quantities_of(experiment, arms, final.success_threshold), evidence_of(arms))
+    quantities = quantities_of(experiment, arms, final.success_threshold)
+    transfer = transfer_quantities(arms, {arm: of_arm.transfer_rows for arm, of_arm in arms.items()})
+    return SeedFindings(final, quantities, evidence_of(arms), transfer)
 
 
 def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, experiment: Experiment) -> ArmFindings:
