@@ -18,7 +18,7 @@ from isotone.comparisons import (
     trigger_quantities,
 )
 from isotone.config import Experiment
-from isotone.evidence import Evidence, Seeds, by_attack, with_ensemble
+from isotone.evidence import WORST, Evidence, Seeds, by_attack, with_ensemble
 from isotone.result_models import ArmResult, Comparison, FamilyMember, FinalResults, Measurement, Transfer
 from isotone.statistics import holm
 from isotone.verdict import Conclusion, conclude_clean, conclude_robustness
@@ -28,6 +28,9 @@ BASELINE = "baseline"
 
 TRIGGERS = Key("delta_nll", "triggers", "universal", PREPENDED)
 """What conclusions on triggers rest on."""
+
+ENSEMBLE = Key("delta_nll", *WORST, PREFIX)
+"""What conclusions on all attacks on text together rest on, where further ones were made."""
 
 Json = dict[str, Any]
 
@@ -149,7 +152,7 @@ def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str,
         clean = by_key.get(Key("nll"))
         if clean is not None:
             found.append(conclude_clean(clean))
-        for key in (Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS):
+        for key in (Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS, ENSEMBLE):
             if key in by_key:
                 scored = by_key.get(key._replace(metric="clean_nll"))
                 losses = [entry for entry in (clean, scored) if entry is not None]

@@ -27,8 +27,8 @@ CLAIM = (
 
 
 FURTHER = (
-    "The worst case takes, for each document, the attack on its text that raised the loss most. PGD moves embeddings, so "
-    "no text belongs to it: it estimates an upper bound, and is no part of the worst case."
+    "The worst case takes, for each document, the attack on its text that raised the loss most. PGD moves embeddings: "
+    "no text belongs to it, it estimates an upper bound, and it is no part of the worst case."
 )
 
 
