@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from isotone.cluster import Cluster
+from isotone.config_family import declared_variant, why_never_measured
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
 
@@ -395,9 +396,9 @@ class Declared(Part):
 
     metric: Literal["nll", "bits_per_byte", "delta_nll", "success_rate", "top1_change"]
     attack: str | None = None
-    """None: of clean text."""
+    """None: of clean text. Else as results name it: hotflip, triggers, random_edits, a further one, or ensemble."""
     variant: str | None = None
-    """The one that conclusions rest on unless given (hotflip: the strongest of its methods)."""
+    """The one that conclusions rest on unless given (hotflip: the strongest of its methods; else the only one)."""
 
     @model_validator(mode="after")
     def _attack_where_something_is_attacked(self) -> "Declared":
@@ -406,8 +407,6 @@ class Declared(Part):
             raise ValueError(f"attack: {self.metric} is of clean text; leave attack and variant out")
         if not clean and self.attack is None:
             raise ValueError(f"attack: {self.metric} is of an attack; name it")
-        if self.attack not in (None, "hotflip", "triggers") and self.variant is None:
-            raise ValueError(f"variant: which one of {self.attack}? name it as results do")
         return self
 
 
@@ -458,13 +457,11 @@ class Experiment(Part):
 
     @model_validator(mode="after")
     def _family_is_measured(self) -> "Experiment":
-        variants = (*self.attacks.hotflip.methods, "published")
         for index, declared in enumerate(self.analysis.family):
-            if declared.attack == "hotflip" and declared.variant not in (None, *variants):
-                raise ValueError(
-                    f"analysis.family.{index}.variant: found {declared.variant!r}, allowed: {', '.join(variants)}"
-                )
-        if len(set(self.analysis.family)) < len(self.analysis.family):
+            if (problem := why_never_measured(declared, self.attacks)) is not None:
+                raise ValueError(f"analysis.family.{index}.{problem}")
+        meant = {(d.metric, d.attack, declared_variant(d, self.attacks)) for d in self.analysis.family}
+        if len(meant) < len(self.analysis.family):
             raise ValueError("analysis.family: a member is there twice")
         return self
 

@@ -18,6 +18,7 @@ from isotone.comparisons import (
     trigger_quantities,
 )
 from isotone.config import Experiment
+from isotone.config_family import declared_variant, primary_method
 from isotone.evidence import WORST, Evidence, Seeds, by_attack, with_ensemble
 from isotone.result_models import ArmResult, Comparison, FamilyMember, FinalResults, Measurement, Transfer
 from isotone.statistics import holm
@@ -162,7 +163,7 @@ def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str,
 
 def primary_variant(experiment: Experiment) -> str:
     """Return HotFlip's variant that conclusions rest on: the first of iterative, beam and once that is configured."""
-    return next(name for name in ("iterative", "beam", "once") if name in experiment.attacks.hotflip.methods)
+    return primary_method(experiment.attacks)
 
 
 def differences_between_arms(experiment: Experiment) -> list[Json]:
@@ -223,10 +224,8 @@ def family_of(experiment: Experiment) -> list[Key]:
     """Return the keys of the declared family; a variant that is not given is the one that conclusions rest on."""
     keys = []
     for declared in experiment.analysis.family:
-        variant = declared.variant or {"hotflip": primary_variant(experiment), "triggers": "universal"}.get(
-            declared.attack or ""
-        )
         protocol = {None: None, "triggers": PREPENDED}.get(declared.attack, PREFIX)
+        variant = declared_variant(declared, experiment.attacks)
         keys.append(Key(declared.metric, declared.attack, variant, protocol))
     return keys
 
