@@ -10,7 +10,7 @@ from synthetic_run import ARMS, NOT_FINITE, write_run
 
 from isotone import records
 from isotone.errors import BlockedError
-from isotone.report import write_report, write_tables
+from isotone.report import content, write_report, write_tables
 from isotone.report.sections import MAX_POINTS
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -92,6 +92,21 @@ def test_page_shows_further_attacks_and_who_is_harmed_by_whose_edits(tmp_path: P
     assert text.count('class="heat"') == 3
     assert text.count(' own"') == 3 * len(ARMS)
     assert {"further_attacks.md", "further_attacks.tex"} <= {path.name for path in write_tables(run)}
+
+
+@pytest.mark.parametrize(
+    ("attack", "variant", "name"),
+    [
+        ("hotflip", "iterative", "HotFlip iterative"),
+        ("hotflip", "random", "Random edits"),  # as a variant of HotFlip's stage, and as rows name them
+        ("random_edits", "uniform", "Random edits"),
+        ("random_edits", "frequency", "Random edits by frequency"),
+        ("coordinate", "random", "Coordinate search"),
+        ("ensemble", "worst_case", "Worst case"),
+    ],
+)
+def test_an_attack_has_one_name_on_the_page(attack: str, variant: str, name: str) -> None:
+    assert content.attack_name(attack, variant) == name
 
 
 def test_page_without_further_attacks_has_no_part_for_them(run: Path) -> None:

@@ -46,8 +46,8 @@ class Probe:
     Attributes:
         edits: random single edits a document.
         candidates: tokens evaluated at the oracle's position, by gradient and at random.
-        oracle_tokens: admissible tokens that are tried there, drawn at random; None: all, without which it is no oracle
-            of the vocabulary, but one of these tokens.
+        oracle_tokens: admissible tokens that are tried there, drawn at random; None: all. Of fewer, the best is the
+            oracle's of these tokens, not of the vocabulary.
         seed: of edits, positions and tokens, which depend on it and on the document's id alone.
     """
 

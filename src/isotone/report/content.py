@@ -17,7 +17,7 @@ _ATTACK_NAMES = {
     "pgd": "PGD (upper bound)",
     "ensemble": "Worst case",
 }
-_NO_TEXT = "no text"
+NO_TEXT = "no text"
 """Stands where a figure of the attacked text would, of an attack that has none."""
 
 _METRIC_NAMES = {
@@ -93,7 +93,7 @@ def attack_table(run: RunFiles, *attacks: str) -> Table:
                     value(run.attacked(arm, "delta_nll", attack, variant)),
                     success_share(success) if success else share(entry.get("success_rate")),
                     _top1(entry.get("top1")),
-                    _NO_TEXT if entry.get("upper_bound") else _through_text(entry.get("text_space")),
+                    NO_TEXT if entry.get("upper_bound") else _through_text(entry.get("text_space")),
                     count(entry.get("spent_tokens")),
                 ]
             )

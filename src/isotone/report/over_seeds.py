@@ -258,15 +258,12 @@ def _controls(run: SummaryFiles, arm: str, variant: str) -> list[str]:
 
 def _successes(run: SummaryFiles, arm: str, attack: str, variant: str) -> list[str]:
     entry, success = run.entry(arm, attack, variant), run.attacked(arm, "success_rate", attack, variant)
-    published = entry.get("published_accounting") or {}
-    return [
-        content.success_share(success) if success.get("value") is not None else MISSING,
-        *(
-            ["no text", "no text"]
-            if entry.get("upper_bound")
-            else [signed(entry.get("text_space_delta_nll")), share(published.get("success_rate"))]
-        ),
-    ]
+    shown = content.success_share(success) if success.get("value") is not None else MISSING
+    if entry.get("upper_bound"):
+        return [shown, content.NO_TEXT, content.NO_TEXT]
+    published = share((entry.get("published_accounting") or {}).get("success_rate"))
+    through_text = signed(entry.get("text_space_delta_nll"))
+    return [shown, through_text, "–" if attack == "ensemble" else published]  # it is the worst by another measure
 
 
 def _differences_by_seed(run: SummaryFiles, comparisons: Sequence[Json]) -> Table:
