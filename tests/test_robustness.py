@@ -127,6 +127,14 @@ def test_a_control_of_another_arm_is_none_of_this_one() -> None:
     assert verdict([seed | {"other": other}]).verdict == "not_concluded"
 
 
+def test_an_arm_that_was_made_worse_than_another_is_no_control_of_it() -> None:
+    [seed] = one_seed(0.20)
+    worse = arm(0.30, 5, nll=3.5, matched=matched_to("monotonic", above=0.5))
+    result = verdict([seed | {"worse": worse}])
+    assert result.verdict == "not_concluded"
+    assert result.excluded == []
+
+
 def term(low95: float, high95: float, low90: float, high90: float) -> Term:
     value = (low95 + high95) / 2
     return Term(

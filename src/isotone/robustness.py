@@ -135,13 +135,14 @@ def find_controls(arm: str, seeds: Seeds) -> tuple[dict[str, str], list[Excluded
     """Return the controls of an arm that exist in every seed, with how they were made, and those that do not count."""
     usable, excluded = {}, []
     for name, evidence in seeds[0].items():
-        if (evidence.matched or {}).get("to") != arm:
+        matched = evidence.matched or {}
+        if matched.get("to") != arm or matched.get("above"):  # made worse than the arm is no control of it
             continue
         reasons = [_why_not(of_seed[name]) for of_seed in seeds]
         if reason := next(filter(None, reasons), None):
             excluded.append(Excluded(control=name, reason=reason))
         else:
-            usable[name] = str((evidence.matched or {}).get("by"))
+            usable[name] = str(matched.get("by"))
     return usable, excluded
 
 
