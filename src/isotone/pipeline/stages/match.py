@@ -68,6 +68,7 @@ def run(context: Context) -> list[Path]:
         {
             "schema": 1,
             "arm": context.arm_name,
+            "start": context.arm.start,
             **matched.model_dump(mode="json"),
             "target": target if math.isfinite(target) else None,
             "reached": reached,
