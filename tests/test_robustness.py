@@ -127,6 +127,26 @@ def test_a_control_of_another_arm_is_none_of_this_one() -> None:
     assert verdict([seed | {"other": other}]).verdict == "not_concluded"
 
 
+@pytest.mark.parametrize(("monotonic", "word"), [(0.30, "more_robust"), (0.50, "less_robust")])
+def test_the_better_of_the_two_is_brought_to_the_loss_of_the_other(monotonic: float, word: str) -> None:
+    """The arm is the better one here, so the control is made from it, and stands for it beside the baseline."""
+    seed = {
+        "baseline": arm(0.40, 1, nll=3.5),
+        "monotonic": arm(monotonic + 0.08, 2, nll=3.0),
+        "control": arm(monotonic, 3, nll=3.5, matched=matched_to("baseline", start="monotonic")),
+        "another": arm(0.90, 4, nll=3.5, matched=matched_to("baseline", start="edit_trained")),
+    }
+    found = decide("monotonic", "baseline", [seed], 0.04, CLEAR)
+    [entry], [gap] = found[0].against, found[1]
+    assert (found[0].verdict, entry.control, entry.in_place_of) == (word, "control", "arm")
+    assert entry.remainder.value == pytest.approx(entry.delta_baseline - entry.delta_control, abs=1e-12)
+    assert [part.name for part in gap.parts] == ["matched loss", "remainder"]
+    assert gap.parts[0].value == pytest.approx(entry.delta_control - entry.delta_arm, abs=1e-12)
+    assert gap.total is not None
+    assert gap.total.value == pytest.approx(sum(part.value for part in gap.parts), abs=1e-12)
+    assert f"of baseline, which moves control by {entry.delta_control:.3f}" in found[0].sentence
+
+
 def test_an_arm_that_was_made_worse_than_another_is_no_control_of_it() -> None:
     [seed] = one_seed(0.20)
     worse = arm(0.30, 5, nll=3.5, matched=matched_to("monotonic", above=0.5))

@@ -1,12 +1,12 @@
 """The verdict on an arm's robustness at matched clean loss: computed, and the same words in both directions.
 
 A model that has become worse is also moved less by edits. So an arm is compared with controls: the baseline brought to
-the arm's clean loss. What remains of the gap then, Δ of the control minus Δ of the arm under the worst case of all
-attacks, decides; every control must agree.
+the arm's clean loss or, where the arm is the better one, the arm brought to the baseline's. What remains of the gap
+then under the worst case of all attacks decides; every control must agree.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,7 +17,7 @@ from isotone.statistics import ratio_estimate
 from isotone.verdict import MAX_CLEAN_DIFFERENCE
 
 MATCHED = 0.01
-"""Nats per scored token within which a control's clean loss counts as the arm's."""
+"""Nats per scored token within which a control's clean loss counts as matched."""
 
 RESOLUTION = 1e-5
 """Nats per scored token below which a difference is rounding: losses are means of fp32 numbers."""
@@ -42,13 +42,18 @@ class Against(BaseModel):
 
     control: str
     by: str | None
-    """How it was brought to the arm's clean loss; None for the baseline as it is."""
+    """How it was brought to the other's clean loss; None for the baseline as it is."""
+    in_place_of: Literal["baseline", "arm"]
+    """Whom the control was made from, and stands for: the better of the two."""
     delta_control: float
     delta_arm: float
+    delta_baseline: float
     remainder: Term
-    """Δ of the control minus Δ of the arm: positive where the arm is harmed less."""
+    """Δ of the baseline minus Δ of the arm, the control standing for one of them: positive where the arm is harmed
+    less."""
     clean_difference: float
-    """Clean loss of the arm minus that of the control on the attacked documents' scored tokens."""
+    """Clean loss of the arm minus that of the baseline on the attacked documents' scored tokens, the control standing
+    for one of them."""
 
 
 class Excluded(BaseModel):
@@ -100,13 +105,14 @@ def decide(
         margin: δ, half width of equivalence, nats per scored token; None: not known.
         masking: of the arm.
     """
-    usable, excluded = find_controls(arm, seeds)
+    usable, excluded = find_controls(arm, baseline, seeds)
     clean = clean_difference(arm, baseline, seeds)
     # without a control the baseline is its own, if its clean loss is near enough
-    controls = list(usable) or ([baseline] if clean is not None and abs(clean) <= MAX_CLEAN_DIFFERENCE else [])
-    columns = {name: _columns(name, seeds) for name in dict.fromkeys((baseline, arm, *controls))}
-    gaps = [remainder(Pair(arm, baseline, WORST, control), columns) for control in controls]
-    against = [_against(gap, usable.get(gap.control or ""), columns, seeds) for gap in gaps if gap.total is not None]
+    own = [Control(baseline, None, "baseline")] if clean is not None and abs(clean) <= MAX_CLEAN_DIFFERENCE else []
+    controls = usable or own
+    columns = {name: _columns(name, seeds) for name in dict.fromkeys((baseline, arm, *(c.name for c in controls)))}
+    gaps = [remainder(Pair(arm, baseline, WORST, c.name, c.in_place_of), columns) for c in controls]
+    against = [_against(c, gap, columns, seeds) for c, gap in zip(controls, gaps, strict=True) if gap.total is not None]
     word, equivalent = judge([entry.remainder for entry in against], margin)
     detectables = [entry.remainder.detectable for entry in against if entry.remainder.detectable is not None]
     verdict = Verdict(
@@ -131,18 +137,33 @@ def decide(
     return verdict.model_copy(update={"sentence": text}), gaps if usable else []
 
 
-def find_controls(arm: str, seeds: Seeds) -> tuple[dict[str, str], list[Excluded]]:
-    """Return the controls of an arm that exist in every seed, with how they were made, and those that do not count."""
-    usable, excluded = {}, []
+class Control(NamedTuple):
+    """A control that counts: how it was made, and whom from."""
+
+    name: str
+    by: str | None
+    in_place_of: Literal["baseline", "arm"]
+
+
+def find_controls(arm: str, baseline: str, seeds: Seeds) -> tuple[list[Control], list[Excluded]]:
+    """Return the controls of an arm that exist in every seed, and those that do not count."""
+    usable, excluded = [], []
     for name, evidence in seeds[0].items():
         matched = evidence.matched or {}
-        if matched.get("to") != arm or matched.get("above"):  # made worse than the arm is no control of it
+        if matched.get("above"):  # worse than what it is told from, so no control of that
+            continue
+        side: Literal["baseline", "arm"]
+        if matched.get("to") == arm:
+            side = "baseline"
+        elif matched.get("to") == baseline and matched.get("start") == arm:
+            side = "arm"
+        else:
             continue
         reasons = [_why_not(of_seed[name]) for of_seed in seeds]
         if reason := next(filter(None, reasons), None):
             excluded.append(Excluded(control=name, reason=reason))
         else:
-            usable[name] = str(matched.get("by"))
+            usable.append(Control(name, str(matched.get("by")), side))
     return usable, excluded
 
 
@@ -209,8 +230,7 @@ def _columns(arm: str, seeds: Seeds) -> list[Column]:
     return [changes(of_seed[arm].attacks.get(WORST, ())) for of_seed in seeds]
 
 
-def _against(gap: Decomposition, by: str | None, columns: Mapping[str, Sequence[Column]], seeds: Seeds) -> Against:
-    assert gap.control is not None
+def _against(control: Control, gap: Decomposition, columns: Mapping[str, Sequence[Column]], seeds: Seeds) -> Against:
     found = tables(columns)
     documents = found.documents
 
@@ -218,14 +238,18 @@ def _against(gap: Decomposition, by: str | None, columns: Mapping[str, Sequence[
         losses = [clean_losses(of_seed[arm].attacks[WORST]) for of_seed in seeds]
         return sum(of_seed[d][0] for of_seed in losses for d in documents) / float(found.n[arm].sum())
 
-    delta = {arm: float(found.x[arm].sum() / found.n[arm].sum()) for arm in (gap.control, gap.arm)}
+    names = (control.name, gap.arm, gap.baseline)
+    delta = {arm: float(found.x[arm].sum() / found.n[arm].sum()) for arm in names}
+    arm, baseline = (gap.arm, control.name) if control.in_place_of == "baseline" else (control.name, gap.baseline)
     return Against(
-        control=gap.control,
-        by=by,
-        delta_control=delta[gap.control],
+        control=control.name,
+        by=control.by,
+        in_place_of=control.in_place_of,
+        delta_control=delta[control.name],
         delta_arm=delta[gap.arm],
+        delta_baseline=delta[gap.baseline],
         remainder=gap.parts[1],
-        clean_difference=clean(gap.arm) - clean(gap.control),
+        clean_difference=clean(arm) - clean(baseline),
     )
 
 
@@ -260,15 +284,20 @@ def _claim(v: Verdict) -> str:
 
 
 def _figures(v: Verdict) -> str:
-    deltas = [
-        f"{entry.delta_control:.3f} of {entry.control} ({_with_interval(entry.remainder)})" for entry in v.against
-    ]
+    deltas = [_beside(entry, v.baseline) for entry in v.against]
     models = f"{v.scope}; " if v.num_seeds == 1 else f"{v.num_seeds} seeds; "
     detectable = f"; detectable {v.detectable:.3f}" if v.detectable is not None else ""
     return (
         f"the worst of {len(v.attacks)} attacks on each document raises the loss by {v.against[0].delta_arm:.3f} nats "
         f"per scored token, against {', '.join(deltas)} ({models}{v.n} documents{detectable})"
     )
+
+
+def _beside(entry: Against, baseline: str) -> str:
+    text = f"{entry.delta_control:.3f} of {entry.control}"
+    if entry.in_place_of == "arm":  # the arm made as bad as the baseline
+        text = f"{entry.delta_baseline:.3f} of {baseline}, which moves {entry.control} by {entry.delta_control:.3f}"
+    return f"{text} ({_with_interval(entry.remainder)})"
 
 
 def _with_interval(term: Term) -> str:

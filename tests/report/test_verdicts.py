@@ -37,7 +37,7 @@ def results() -> SummaryFiles:
 def test_controls_stand_beside_the_arm_and_those_that_do_not_count_say_why() -> None:
     table = controls_table(results())
     assert [row[:4] for row in table.rows] == [
-        ["monotonic", "more robust", "by_temperature", "temperature"],
+        ["monotonic", "more robust", "by_temperature", "temperature, from baseline"],
         ["monotonic", "more robust", "by_noise", "does not count: not reachable: it jumps"],
     ]
     assert all(len(row) == len(table.columns) for row in table.rows)
