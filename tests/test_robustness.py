@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evidence_rows import evidence, matched_to, missing, rows
+from evidence_rows import ITERATIVE, evidence, matched_to, missing, rows
 
 from isotone.decomposition import Term
 from isotone.evidence import Evidence
 from isotone.masking import Masking
-from isotone.robustness import Verdict, decide, judge
+from isotone.robustness import Floors, Verdict, decide, judge
 
 NUM_DOCUMENTS = 60
 CLEAR = Masking(label="none flagged", weak_on_both=False, indices=[], sentence="")
@@ -145,6 +145,36 @@ def test_the_better_of_the_two_is_brought_to_the_loss_of_the_other(monotonic: fl
     assert gap.total is not None
     assert gap.total.value == pytest.approx(sum(part.value for part in gap.parts), abs=1e-12)
     assert f"of baseline, which moves control by {entry.delta_control:.3f}" in found[0].sentence
+
+
+def test_too_few_documents_give_no_verdict() -> None:
+    seeds = one_seed(0.20, 0.30)
+    enough = decide("monotonic", "baseline", seeds, 0.04, CLEAR, Floors(documents=NUM_DOCUMENTS))[0]
+    assert (enough.verdict, enough.below_floor) == ("more_robust", None)
+    few = decide("monotonic", "baseline", seeds, 0.04, CLEAR, Floors(documents=NUM_DOCUMENTS + 1))[0]
+    assert (few.verdict, few.equivalent) == ("not_concluded", None)
+    assert "60 documents have figures on all sides, and 61 are needed" in few.sentence
+    assert few.against  # what was measured is still there
+
+
+@pytest.mark.parametrize("lazy", ["baseline", "monotonic", "control_1"])
+def test_an_attack_that_hardly_tried_gives_no_verdict(lazy: str) -> None:
+    """Random edits search nothing, so what they spend does not count."""
+    [seed] = one_seed(0.20, 0.30)
+    drawn = rows(harms(0.01, 7), attack=("random_edits", "uniform"), spent=10**6)
+    seed = {
+        name: evidence(
+            list(map(dict, its.attacks[ITERATIVE])), drawn, nll=3.0 if name == "baseline" else 3.5, matched=its.matched
+        )
+        for name, its in seed.items()
+    }
+    floors = Floors(spent_tokens=1000)
+    assert decide("monotonic", "baseline", [seed], 0.04, CLEAR, floors)[0].verdict == "more_robust"
+    short = [{**row, "spent_tokens": 999} for row in seed[lazy].attacks[ITERATIVE]]
+    seed[lazy] = evidence(short, drawn, nll=3.0 if lazy == "baseline" else 3.5, matched=seed[lazy].matched)
+    result = decide("monotonic", "baseline", [seed], 0.04, CLEAR, floors)[0]
+    assert result.verdict == "not_concluded"
+    assert f"no search on {lazy} spent more than 999 tokens a document, and 1,000 are needed" in result.sentence
 
 
 def test_an_arm_that_was_made_worse_than_another_is_no_control_of_it() -> None:

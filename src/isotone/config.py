@@ -403,6 +403,11 @@ class Analysis(Part):
     """The confirmatory family, corrected together by Holm; all other comparisons are exploratory."""
     margin_share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """δ, the margin of equivalence, as a share of an attack's Δ on the baseline's search documents."""
+    min_documents: Count = 20
+    """Attacked documents with figures on all sides below which there is no verdict."""
+    min_spent_tokens: Count | None = None
+    """Tokens that some search must have spent on a document for a verdict; 20 forwards of ``attacks.protocol`` unless
+    given."""
     level: Annotated[Number, Field(gt=0, le=0.05)] = 0.05
     """Level of the family's corrected p; intervals stay at 95 %, and those of equivalence at 90 %."""
 

@@ -6,6 +6,7 @@ then under the worst case of all attacks decides; every control must agree.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +34,19 @@ CAVEATS = {
     ),
 }
 """What a certificate's order takes back from every statement on robustness (docs: science)."""
+
+
+@dataclass(frozen=True)
+class Floors:
+    """Below these there is no verdict: an attack that hardly tried, or on hardly any document, shows nothing.
+
+    Attributes:
+        documents: attacked, with figures on all sides and in every seed.
+        spent_tokens: of a document, by the search that spent most, on every side (attacks.budget).
+    """
+
+    documents: int = 20
+    spent_tokens: int = 0
 
 
 class Against(BaseModel):
@@ -81,6 +95,8 @@ class Verdict(BaseModel):
     """Whose worst case for each document is taken."""
     against: list[Against]
     excluded: list[Excluded]
+    below_floor: str | None
+    """Why what was measured is too little for a verdict; None where it is enough."""
     clean_difference: float | None
     """Of the arm and the baseline, a − b: the larger of that on clean text and that on the attacked documents."""
     margin: float | None
@@ -94,7 +110,12 @@ class Verdict(BaseModel):
 
 
 def decide(
-    arm: str, baseline: str, seeds: Seeds, margin: float | None, masking: Masking
+    arm: str,
+    baseline: str,
+    seeds: Seeds,
+    margin: float | None,
+    masking: Masking,
+    floors: Floors = Floors(),
 ) -> tuple[Verdict, list[Decomposition]]:
     """Return the verdict on an arm, and the decompositions of the primary gap that it rests on.
 
@@ -104,6 +125,7 @@ def decide(
         seeds: evidence of all arms, by seed.
         margin: δ, half width of equivalence, nats per scored token; None: not known.
         masking: of the arm.
+        floors: what must have been measured at least.
     """
     usable, excluded = find_controls(arm, baseline, seeds)
     clean = clean_difference(arm, baseline, seeds)
@@ -114,6 +136,9 @@ def decide(
     gaps = [remainder(Pair(arm, baseline, WORST, c.name, c.in_place_of), columns) for c in controls]
     against = [_against(c, gap, columns, seeds) for c, gap in zip(controls, gaps, strict=True) if gap.total is not None]
     word, equivalent = judge([entry.remainder for entry in against], margin)
+    below = _below(floors, gaps[0].n, list(columns), seeds) if against else None
+    if below:
+        word, equivalent = "not_concluded", None
     detectables = [entry.remainder.detectable for entry in against if entry.remainder.detectable is not None]
     verdict = Verdict(
         arm=arm,
@@ -125,6 +150,7 @@ def decide(
         attacks=[" ".join(key) for key in members(seeds[0][arm])],
         against=against,
         excluded=excluded,
+        below_floor=below,
         clean_difference=clean,
         margin=margin,
         detectable=max(detectables, default=None),
@@ -181,6 +207,25 @@ def _why_not(evidence: Evidence) -> str | None:
     if not changes(evidence.attacks[WORST]):
         return "no attacked document has figures"
     return None
+
+
+def _below(floors: Floors, num_documents: int, arms: Sequence[str], seeds: Seeds) -> str | None:
+    if num_documents < floors.documents:
+        return f"{num_documents} documents have figures on all sides, and {floors.documents} are needed"
+    for arm in arms:
+        spent = min(_spent(of_seed[arm]) for of_seed in seeds)
+        if spent < floors.spent_tokens:
+            return (
+                f"no search on {arm} spent more than {spent:,.0f} tokens a document, and {floors.spent_tokens:,} are "
+                "needed"
+            )
+    return None
+
+
+def _spent(evidence: Evidence) -> float:
+    """Return the tokens a document of the search that spent most; random edits search nothing."""
+    searches = [evidence.attacks[key] for key in members(evidence) if key[0] != "random_edits"]
+    return max((sum(row["spent_tokens"] for row in rows) / len(rows) for rows in searches), default=0.0)
 
 
 def clean_difference(arm: str, baseline: str, seeds: Seeds) -> float | None:
@@ -307,6 +352,8 @@ def _with_interval(term: Term) -> str:
 
 def _not_concluded(v: Verdict, attempted: bool) -> str:
     text = f"No verdict on the robustness of {v.arm} against {v.baseline}: "
+    if v.below_floor:
+        return text + v.below_floor
     if attempted:
         return text + "no document has figures under every attack on all sides"
     if v.clean_difference is None:
