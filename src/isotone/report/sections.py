@@ -116,8 +116,8 @@ def transfer_section(run: RunFiles) -> Section | None:
         return None
     text = (
         "A row is the arm on which edits or a trigger were found, a column the arm that then read them; framed: what "
-        "they did to their own arm. Cells: Δ in nats per scored token, with its 95\u00a0% interval; the redder, the more "
-        "harm (blue: the loss fell). Edits that harm an arm more than its own do are a sign of masking there."
+        "they did to their own arm. Cells: Δ in nats per scored token, with its 95\u00a0% interval; the redder, the "
+        "more harm (blue: the loss fell). Edits that harm an arm more than its own do are a sign of masking there."
     )
     return Section("transfer", "Transfer", [text], tables=tables[:1], more=tables[1:])
 
