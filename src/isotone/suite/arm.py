@@ -1,0 +1,335 @@
+"""One model under attack: every log continues where it ends, and the model is loaded only if one is not complete."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from isotone import records
+from isotone.attacks import PrefixProtocol, Vocabulary, Window, evaluate_trigger, replay, run_documents, search_trigger
+from isotone.attacks.interface import DocumentAttack
+from isotone.attacks.running import Progress
+from isotone.config import Experiment
+from isotone.constraint import certify
+from isotone.data.packing import separator_of
+from isotone.errors import UsageError
+from isotone.evaluation import evaluate_perplexity, summarize
+from isotone.interruption import StopFlag
+from isotone.matching import Temperature, bisect, clean_nll, divide_logits, matched_entry
+from isotone.models import load_model
+from isotone.pipeline.graph import Node
+from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.stages.evaluate import LONGEST_WINDOW
+from isotone.pipeline.stages.further_attacks import SEARCH, further_attack
+from isotone.pipeline.stages.hotflip import attacks as hotflip_attacks
+from isotone.pipeline.stages.transfer import edits_of, from_source, sources
+from isotone.pipeline.stages.triggers import trigger_search
+from isotone.progress import ProgressBar, progress
+from isotone.results import BASELINE
+from isotone.suite.documents import Documents
+from isotone.suite.request import FURTHER, Request
+
+Row = dict[str, Any]
+Edits = dict[str, list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request with nothing left open, and where it is carried out.
+
+    Attributes:
+        request: resolved.
+        seed: of every random stream.
+        tokenizer: of all models alike.
+        first_token: BOS where the tokenizer itself puts it before a text.
+        documents: split.
+        folder: names of logs and results, as in a run.
+        stop: read at every place where the work can stop safely.
+    """
+
+    request: Request
+    seed: int
+    tokenizer: PreTrainedTokenizerBase
+    first_token: int | None
+    documents: Documents
+    folder: RunDirectory
+    stop: StopFlag
+
+    @property
+    def experiment(self) -> Experiment:
+        """The resolved experiment."""
+        return self.request.experiment
+
+    @property
+    def protocol(self) -> PrefixProtocol:
+        """Which tokens are attacked and which are scored."""
+        config = self.experiment.attacks.protocol
+        return PrefixProtocol(config.prefix, config.gap, config.continuation)
+
+    def windows(self, split: str, first: bool = True) -> list[Window]:
+        """Return a split cut to the protocol, as edits (with BOS, where there is one) or triggers see it."""
+        return self.documents.windows(split, self.protocol, self.first_token if first else None)
+
+    def rows(self, node: Node, variant: str | None = None) -> list[Row]:
+        """Return the rows of a log."""
+        return records.JsonLines(self.folder.documents(node, variant)).read()
+
+    def attacks(self, arm: str, num_embeddings: int = 0) -> Iterator[tuple[Node, str | None, str, DocumentAttack]]:
+        """Yield the attacks on an arm's documents: node and variant of the log, split, and attack."""
+        asked, config = self.request.attacks, self.experiment.attacks
+        for variant, (split, attack) in hotflip_attacks(self.experiment, self.seed, arm).items():
+            if variant == "random_search":  # τ, which is the baseline's
+                due = arm == BASELINE
+            else:
+                due = ("random" if variant == "random" else "hotflip") in asked
+            if due:
+                yield Node("hotflip", arm), variant, split, attack
+        for kind in (kind for kind in FURTHER if kind in asked):
+            attack = further_attack(config, kind, self.seed, self.documents.search, num_embeddings)
+            yield Node(kind, arm), None, "attack_test", attack
+            if arm == BASELINE and not attack.upper_bound:
+                yield Node(kind, arm), SEARCH, "attack_search", attack
+
+    def show(self, title: str, total: int, unit: str) -> AbstractContextManager[ProgressBar]:
+        """Show how far one piece of work is."""
+        interval_s = self.experiment.runtime.log_every_seconds
+        return progress(title, total=total, unit=unit, interval_s=interval_s)
+
+
+class Arm:
+    """One arm, its model loaded when it is first needed; drop the object and the model is gone."""
+
+    def __init__(self, work: Work, name: str):
+        self.work, self.name = work, name
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model in fp32 and eval mode; of a matched-loss control the baseline with its logits divided."""
+        matched = self.work.experiment.arms[self.name].matched_loss
+        source = BASELINE if matched else self.name
+        model = load_model(self.work.request.model(source))
+        nn.Module.float(model)  # transformers' own refuses weights that came from a GGUF file
+        nn.Module.to(model, torch.device(self.work.experiment.runtime.device))
+        _require_embeddings(model, self.work.tokenizer, source)
+        if matched:
+            divide_logits(model, records.read_json(self._result("match"))["parameter"])
+        return model.eval()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens that attacks may write."""
+        return Vocabulary.from_tokenizer(self.work.tokenizer, _num_embeddings(self.model))
+
+    # --- what an arm is asked ---
+
+    def evaluate(self) -> None:
+        """Score every token of the attacked documents, whole, and certify what claims to be constrained."""
+        work, node = self.work, Node("evaluate", self.name)
+        if self._result("evaluate").is_file():
+            return
+        config, context = work.experiment.evaluation, work.request.context
+        with work.show(str(node), 1, "batch") as bar:
+            rows = evaluate_perplexity(
+                self.model,
+                work.documents.test,
+                context=min(config.context or LONGEST_WINDOW, context or LONGEST_WINDOW),
+                stride=config.stride,
+                batch_size=config.batch_size,
+                leading_token=separator_of(work.tokenizer),
+                work=records.JsonLines(work.folder.work(node) / "last.jsonl"),
+                identity={"arm": self.name},
+                stop=work.stop,
+                report=bar.set,
+            )
+        claims = getattr(self.model.config, "isotone", None) and not self._matched
+        certificate = certify(self.model).to_dict() if claims else None
+        records.write_bytes(work.folder.documents(node), records.dump_json_lines(rows))
+        entry = {"checkpoint": "start", "certificate": certificate, **summarize(rows)}
+        self._write("evaluate", {"primary_checkpoint": "last", "checkpoints": {"last": entry}, **entry})
+
+    def attack(self) -> None:
+        """Run every attack on the documents that is asked for."""
+        work = self.work
+        for node, variant, split, attack in work.attacks(self.name, self._num_embeddings()):
+            windows = work.windows(split)
+            self._log(
+                node,
+                variant,
+                windows,
+                partial(self._run, attack, windows),
+            )
+
+    def trigger(self) -> None:
+        """Search a trigger on the search documents and put it before the others."""
+        work, node = self.work, Node("triggers", self.name)
+        search = trigger_search(work.experiment.attacks.triggers, work.seed)
+        if not self._result("triggers").is_file():
+            with work.show(f"{node} (search)", 1, "step") as bar:
+                found = search_trigger(
+                    search,
+                    self.model,
+                    self.vocabulary,
+                    work.windows("attack_search", first=False),
+                    state_path=work.folder.work(node) / "search.json",
+                    stop=work.stop,
+                    progress=bar.set,
+                )
+            self._write("triggers", {"search": found})
+        self._put_trigger(node, None, records.read_json(self._result("triggers"))["search"], controls=True)
+
+    def replay(self, source: str) -> list[Row]:
+        """Return what another arm's edits and trigger do to this one: a row for each document and attack."""
+        work, rows = self.work, list[Row]()
+        for node, variant in sources(work.experiment, source):
+            if node.kind == "hotflip" and "hotflip" not in work.request.attacks:
+                continue
+            found, windows = work.rows(node, variant), work.windows("attack_test")
+            name = f"{node}.{variant}" if variant else str(node)
+            self._log(
+                Node("transfer", self.name),
+                name,
+                windows,
+                partial(self._replay, edits_of(found), windows),
+            )
+            rows += from_source(work.rows(Node("transfer", self.name), name), found, source)
+        if "triggers" in work.request.attacks:
+            node = Node("triggers", source)
+            search = records.read_json(work.folder.node_result(node))["search"]
+            self._put_trigger(Node("transfer", self.name), str(node), search, controls=False)
+            rows += [{**row, "source": source} for row in work.rows(Node("transfer", self.name), str(node))]
+        return rows
+
+    # --- clean loss ---
+
+    def measure_clean(self) -> float | None:
+        """Return the clean loss of the search documents' scored tokens, nats per token; None where it is not finite."""
+        path = self._result("clean")
+        if not path.is_file():
+            nll = self._clean_nll()
+            self._write("clean", {"nll": nll if np.isfinite(nll) else None})
+        return records.read_json(path)["nll"]
+
+    def match(self, target: float | None) -> None:
+        """Bring the baseline, which this arm is made from, to another arm's clean loss."""
+        work, node = self.work, Node("match", self.name)
+        matched, path = self._matched, self._result("match")
+        assert matched is not None
+        if path.is_file():
+            return
+        aim = float("nan") if target is None else target
+        baseline = Arm(work, BASELINE)
+        with work.show(str(node), 1, "evaluation") as bar:
+            found = bisect(
+                Temperature(baseline.model),
+                baseline._clean_nll,
+                aim,
+                records.JsonLines(work.folder.work(node) / "evaluations.jsonl"),
+                before=lambda known: work.stop.check(f"{node} after {known} evaluations"),
+                after=lambda known, nll: bar.set(known, known + 1, f"loss {nll:.4f} of {aim:.4f}"),
+            )
+        windows, continuation = work.windows("attack_search"), work.protocol.continuation
+        counts = {"num_documents": len(windows), "num_tokens": len(windows) * continuation}
+        self._write("match", {**matched.model_dump(mode="json"), **matched_entry(found, aim), **counts})
+
+    def _clean_nll(self) -> float:
+        work = self.work
+        ids_BL = torch.from_numpy(np.stack([window.tokens for window in work.windows("attack_search")]))
+        return clean_nll(self.model, ids_BL, work.protocol.scored, work.experiment.attacks.batch_documents)
+
+    # --- logs and results ---
+
+    @property
+    def _matched(self) -> Any:
+        return self.work.experiment.arms[self.name].matched_loss
+
+    def _num_embeddings(self) -> int:
+        """Return what counting frequencies needs; without such an attack the model stays where it is."""
+        return _num_embeddings(self.model) if "frequency" in self.work.request.attacks else 0
+
+    def _put_trigger(self, node: Node, variant: str | None, search: Row, controls: bool) -> None:
+        work, windows = self.work, self.work.windows("attack_test", first=False)
+        self._log(
+            node,
+            variant,
+            windows,
+            lambda log, done: evaluate_trigger(
+                trigger_search(work.experiment.attacks.triggers, work.seed),
+                search,
+                self.model,
+                self.vocabulary,
+                windows,
+                controls=controls,
+                log=log,
+                stop=work.stop,
+                batch_documents=work.experiment.attacks.batch_documents,
+                progress=done,
+            ),
+        )
+
+    def _run(self, attack: DocumentAttack, windows: list[Window], log: records.JsonLines, done: Progress) -> None:
+        run_documents(
+            attack,
+            self.model,
+            self.vocabulary,
+            windows,
+            self.work.protocol,
+            log=log,
+            stop=self.work.stop,
+            batch_documents=self.work.experiment.attacks.batch_documents,
+            progress=done,
+        )
+
+    def _replay(self, edits: Edits, windows: list[Window], log: records.JsonLines, done: Progress) -> None:
+        replay(
+            self.model,
+            self.vocabulary,
+            windows,
+            edits,
+            self.work.protocol,
+            log=log,
+            stop=self.work.stop,
+            batch_documents=self.work.experiment.attacks.batch_documents,
+        )
+        done(len(windows), len(windows))
+
+    def _log(
+        self,
+        node: Node,
+        variant: str | None,
+        windows: Sequence[Window],
+        make: Callable[[records.JsonLines, Progress], object],
+    ) -> None:
+        """Complete a log, if it is not complete."""
+        log = records.JsonLines(self.work.folder.documents(node, variant))
+        if len(log.read()) == len(windows):
+            return
+        with self.work.show(f"{node} {variant}" if variant else str(node), len(windows), "document") as bar:
+            make(log, bar.set)
+
+    def _result(self, kind: str) -> Path:
+        return self.work.folder.node_result(Node(kind, self.name))
+
+    def _write(self, kind: str, found: Row) -> None:
+        records.write_json(self._result(kind), {"schema": 1, "arm": self.name, **found})
+
+
+def _num_embeddings(model: PreTrainedModel) -> int:
+    return int(model.get_input_embeddings().weight.size(0))  # type: ignore[operator, union-attr]
+
+
+def _require_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arm: str) -> None:
+    """Check that every token of a text has an embedding: arms must be able to read each other's edits."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    largest = max(i for i in tokenizer.get_vocab().values() if i not in special)
+    if largest >= _num_embeddings(model):
+        raise UsageError(
+            f"{arm}: its tokenizer has token {largest}, but the model {_num_embeddings(model)} embeddings; it is not "
+            "the tokenizer that belongs to it"
+        )

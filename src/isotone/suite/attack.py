@@ -1,0 +1,264 @@
+"""Attacks given models on given documents, and says what follows: the command ``isotone attack``."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import PreTrainedTokenizerBase
+
+from isotone import determinism, records
+from isotone.attacks import Vocabulary, success_threshold
+from isotone.config_io import resolve_seed
+from isotone.data.packing import separator_of
+from isotone.data.shards import tokenize
+from isotone.errors import UsageError
+from isotone.findings import gather, margins
+from isotone.interruption import StopFlag
+from isotone.models import load_tokenizer
+from isotone.pipeline.arms import bos_before_text
+from isotone.pipeline.graph import Node
+from isotone.pipeline.lease import lease
+from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.stages.further_attacks import SEARCH
+from isotone.report.summary import attack_summary_text
+from isotone.result_models import AttackedModel, AttackSuiteResults, to_json
+from isotone.results import BASELINE, ArmFindings, build_final_results
+from isotone.suite.arm import Arm, Row, Work
+from isotone.suite.documents import Documents, choose_documents
+from isotone.suite.request import ATTACKS, FURTHER, Options, Request, make_request
+from isotone.suite.standing import as_begun, require_same
+from isotone.transfer import transfer_matrix
+
+RESULTS, SUMMARY = "attack_results.json", "attack_summary.txt"
+
+
+def attack_models(
+    models: str | Sequence[str],
+    documents: Path | str,
+    out: Path | str | None = None,
+    *,
+    attacks: Sequence[str] = ATTACKS,
+    search_documents: Path | str | None = None,
+    text_field: str = "text",
+    prefix: int | None = None,
+    gap: int | None = None,
+    continuation: int | None = None,
+    flips: int | None = None,
+    budget_tokens: int | None = None,
+    num_documents: int | None = None,
+    matched_loss: bool = False,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    stop: StopFlag | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> AttackSuiteResults:
+    """Attack models without a pipeline; several are compared with the first one, on the same documents.
+
+        results = isotone.attack_models(["pocket", "mono=./folder"], "texts.jsonl", "attacked", attacks=["hotflip"])
+        print(results.arms["mono"].hotflip["delta_nll"], results.verdicts[0].sentence)
+
+    One model at a time is in memory, in fp32. Interrupted, the same call goes on where it was and gives the same
+    bytes. Device, threads and kernels of this process are set as in a run.
+
+    Args:
+        models: ``pocket``, folders, GGUF files or names on the hub, each also as NAME=MODEL. The first is ``baseline``.
+        documents: txt, jsonl(.gz, .zst) or parquet.
+        out: folder for logs, ``attack_results.json`` and ``attack_summary.txt``; None: nothing is kept.
+        attacks: of hotflip, triggers, gcg, coordinate, pgd, frequency and random.
+        search_documents: file for what is fitted (bar of success, margins, triggers, matched losses); None: one in five
+            documents of ``documents``.
+        text_field: the field that holds the text.
+        prefix: P, tokens 1…P−1 are attacked; by default what fits the smallest context, as for ``gap`` (neither
+            attacked nor scored) and ``continuation`` (scored).
+        gap: G.
+        continuation: C.
+        flips: most edited tokens a document.
+        budget_tokens: forward tokens that a search may spend on a document.
+        num_documents: attacked documents.
+        matched_loss: add, for each model but the first, the first at its clean loss (logits divided by a temperature):
+            without such a control there is no verdict where clean losses differ by more than .02 nats.
+        overrides: ``key=value`` of an experiment's ``attacks``, ``analysis``, ``runtime``, … as for ``--set``.
+        seed: of every random stream; EXPERIMENT_SEED or 42 unless given.
+        stop: read wherever the work can stop safely.
+        say: where lines for the user go.
+
+    Returns:
+        What ``attack_results.json`` holds.
+
+    Raises:
+        Stopped: a stop was requested; the same call goes on from there.
+        UsageError: models, documents or settings cannot be used, or ``out`` was begun with others.
+        BlockedError: another process works in ``out``.
+    """
+    options = Options(
+        tuple(attacks),
+        text_field,
+        prefix,
+        gap,
+        continuation,
+        flips,
+        budget_tokens,
+        num_documents,
+        matched_loss,
+        tuple(overrides),
+    )
+    search = None if search_documents is None else Path(search_documents)
+    request = make_request([models] if isinstance(models, str) else models, Path(documents), search, options)
+    if out is None:
+        with TemporaryDirectory() as scratch:
+            return _run(request, seed, Path(scratch), stop or StopFlag(), say)
+    return _run(request, seed, Path(out), stop or StopFlag(), say)
+
+
+def _run(
+    request: Request, given_seed: int | None, out: Path, stop: StopFlag, say: Callable[[str], None]
+) -> AttackSuiteResults:
+    with lease(out / "leases" / "attack.json", f"attack in {out}"):
+        experiment = as_begun(request.experiment, out)
+        request, seed = replace(request, experiment=experiment), resolve_seed(experiment, given_seed)
+        tokenizers = {arm: load_tokenizer(request.model(arm)) for arm in request.sources}
+        tokenizer = tokenizers[BASELINE]
+        documents = choose_documents(experiment, tokenizer, request.documents, request.search_documents)
+        _require_same_tokens(request, tokenizers, documents)
+        require_same(out, request, documents, seed)
+        for note in documents.notes:
+            say(f"note: {note}")
+        determinism.prepare(seed, int(experiment.runtime.threads or 1), experiment.runtime.device)
+        work = Work(request, seed, tokenizer, bos_before_text(tokenizer), documents, RunDirectory(out), stop)
+        transfer = _measure_all(work, say)
+        results = _results(work, transfer)
+        records.write_text(out / SUMMARY, attack_summary_text(results))
+        records.write_json(out / RESULTS, to_json(results))
+        records.sweep_directory(out / "work")
+    return results
+
+
+def _require_same_tokens(
+    request: Request, tokenizers: Mapping[str, PreTrainedTokenizerBase], documents: Documents
+) -> None:
+    """Check that all tokenizers give the documents the same tokens, and tokens the same meaning.
+
+    Raises:
+        UsageError: one does not: documents could not be paired, nor edits transferred.
+    """
+    read = [*documents.test, *documents.search]
+    texts = [document.text for document in read]
+    first = tokenizers[BASELINE]
+    for arm, tokenizer in tokenizers.items():
+        ids = [document.tokens.tolist() for document in read]
+        same = _meaning(tokenizer) == _meaning(first) and (tokenizer is first or tokenize(texts, tokenizer) == ids)
+        if not same:
+            raise UsageError(
+                f"{arm}: {request.sources[arm]} does not read texts as the same tokens as {request.sources[BASELINE]} "
+                "does, and models are compared on the same tokens; attack these one by one"
+            )
+
+
+def _meaning(tokenizer: PreTrainedTokenizerBase) -> object:
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    plain = {token: i for token, i in tokenizer.get_vocab().items() if i not in special}
+    return plain, bos_before_text(tokenizer), separator_of(tokenizer), tokenizer.bos_token_id
+
+
+def _measure_all(work: Work, say: Callable[[str], None]) -> dict[str, list[Row]]:
+    """Measure every arm, one model in memory at a time; return what edits of others did to each."""
+    arms = work.experiment.arms
+    for name, config in arms.items():  # controls come after the models that they are made from
+        arm = Arm(work, name)
+        if config.matched_loss:
+            arm.match(Arm(work, config.matched_loss.to).measure_clean())
+        work.stop.check(f"before {name}: the attack")
+        say(f"{name}: evaluated and attacked")
+        arm.evaluate()
+        arm.attack()
+        if "triggers" in work.request.attacks:
+            arm.trigger()
+        if any(other.matched_loss and other.matched_loss.to == name for other in arms.values()):
+            arm.measure_clean()
+        del arm
+        gc.collect()
+    replayed: dict[str, list[Row]] = {}
+    if work.experiment.attacks.transfer:
+        for target in arms:
+            arm = Arm(work, target)
+            say(f"{target}: attacked with what was found on others")
+            replayed[target] = [row for source in arms if source != target for row in arm.replay(source)]
+            del arm
+            gc.collect()
+    return replayed
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _results(work: Work, transfer: Mapping[str, Sequence[Row]]) -> AttackSuiteResults:
+    threshold = success_threshold(work.rows(Node("hotflip", BASELINE), "random_search"))
+    vocabulary = Vocabulary.all_ids(1)
+    vocabulary.tokenizer = work.tokenizer  # for the texts of triggers
+    findings = {arm: _findings(work, arm, threshold, vocabulary, transfer.get(arm, ())) for arm in work.experiment.arms}
+    final = build_final_results(
+        work.experiment,
+        work.seed,
+        findings,
+        threshold=threshold,
+        margins=_margins(work, findings[BASELINE]),
+        transfer=transfer_matrix(findings, transfer) if transfer else (),
+    )
+    pins = work.request.pins
+    models = {
+        arm: AttackedModel(
+            name=Path(pin["source"]).name,
+            model_type=pin["model_type"],
+            num_parameters=pin["num_parameters"],
+            context=pin["context"],
+            revision=pin["revision"],
+            files=pin["files"],
+        )
+        for arm, pin in pins.items()
+    }
+    settings = work.experiment.attacks.model_dump(mode="json")
+    return AttackSuiteResults(
+        **{key: value for key, value in final if key != "schema_"},
+        attacks=list(work.request.attacks),
+        models=models,
+        documents=work.documents.counts(),
+        settings=settings,
+        notes=work.documents.notes,
+    )
+
+
+def _findings(
+    work: Work, arm: str, threshold: float | None, vocabulary: Vocabulary, replayed: Sequence[Row]
+) -> ArmFindings:
+    hotflip: dict[str, list[Row]] = {}
+    further: dict[str, list[Row]] = {}
+    for node, variant, split, _ in work.attacks(arm, 1):
+        if split == "attack_test":
+            (hotflip if node.kind == "hotflip" else further)[variant or node.kind] = work.rows(node, variant)
+    searched = "triggers" in work.request.attacks
+    node = Node("triggers", arm)
+    matched = work.experiment.arms[arm].matched_loss
+    return gather(
+        work.experiment,
+        vocabulary,
+        threshold,
+        evaluation=records.read_json(work.folder.node_result(Node("evaluate", arm))),
+        evaluation_rows=work.rows(Node("evaluate", arm)),
+        hotflip=hotflip,
+        further=further,
+        trigger_rows=work.rows(node) if searched else [],
+        trigger_search=records.read_json(work.folder.node_result(node))["search"] if searched else None,
+        transfer_rows=replayed,
+        matched_loss=records.read_json(work.folder.node_result(Node("match", arm))) if matched else None,
+    )
+
+
+def _margins(work: Work, baseline: ArmFindings) -> dict[str, float]:
+    asked, methods = work.request.attacks, work.experiment.attacks.hotflip.methods
+    node = Node("hotflip", BASELINE)
+    hotflip = {method: work.rows(node, f"{method}_search") for method in methods} if "hotflip" in asked else {}
+    further = {kind: work.rows(Node(kind, BASELINE), SEARCH) for kind in FURTHER if kind in asked and kind != "pgd"}
+    random = work.rows(node, "random_search") if "random" in asked else []
+    return margins(work.experiment, baseline, hotflip, random, further)
