@@ -184,8 +184,18 @@ class Arm:
             self._write("triggers", {"search": found})
         self._put_trigger(node, None, records.read_json(self._result("triggers"))["search"], controls=True)
 
-    def replay(self, source: str) -> list[Row]:
-        """Return what another arm's edits and trigger do to this one: a row for each document and attack."""
+    def replay_all(self) -> list[Row]:
+        """Return what edits and triggers of all other arms do to this one: a row for each document and attack."""
+        others = [name for name in self.work.experiment.arms if name != self.name]
+        with self.work.show(f"transfer.{self.name}", len(others), "arm") as bar:
+            rows = []
+            for done, source in enumerate(others):
+                bar.update(done, source)
+                rows += self._replayed(source)
+            bar.update(len(others))
+        return rows
+
+    def _replayed(self, source: str) -> list[Row]:
         work, rows = self.work, list[Row]()
         for node, variant in sources(work.experiment, source):
             if node.kind == "hotflip" and "hotflip" not in work.request.attacks:
@@ -193,10 +203,7 @@ class Arm:
             found, windows = work.rows(node, variant), work.windows("attack_test")
             name = f"{node}.{variant}" if variant else str(node)
             self._log(
-                Node("transfer", self.name),
-                name,
-                windows,
-                partial(self._replay, edits_of(found), windows),
+                Node("transfer", self.name), name, windows, partial(self._replay, edits_of(found), windows), quiet=True
             )
             rows += from_source(work.rows(Node("transfer", self.name), name), found, source)
         if "triggers" in work.request.attacks:
@@ -234,6 +241,7 @@ class Arm:
                 before=lambda known: work.stop.check(f"{node} after {known} evaluations"),
                 after=lambda known, nll: bar.set(known, known + 1, f"loss {nll:.4f} of {aim:.4f}"),
             )
+            bar.set(found.evaluations, found.evaluations)
         windows, continuation = work.windows("attack_search"), work.protocol.continuation
         counts = {"num_documents": len(windows), "num_tokens": len(windows) * continuation}
         self._write("match", {**matched.model_dump(mode="json"), **matched_entry(found, aim), **counts})
@@ -271,6 +279,7 @@ class Arm:
                 batch_documents=work.experiment.attacks.batch_documents,
                 progress=done,
             ),
+            quiet=not controls,
         )
 
     def _run(self, attack: DocumentAttack, windows: list[Window], log: records.JsonLines, done: Progress) -> None:
@@ -297,7 +306,6 @@ class Arm:
             stop=self.work.stop,
             batch_documents=self.work.experiment.attacks.batch_documents,
         )
-        done(len(windows), len(windows))
 
     def _log(
         self,
@@ -305,10 +313,14 @@ class Arm:
         variant: str | None,
         windows: Sequence[Window],
         make: Callable[[records.JsonLines, Progress], object],
+        quiet: bool = False,
     ) -> None:
-        """Complete a log, if it is not complete."""
+        """Complete a log, if it is not complete; ``quiet`` within work that shows itself how far it is."""
         log = records.JsonLines(self.work.folder.documents(node, variant))
         if len(log.read()) == len(windows):
+            return
+        if quiet:
+            make(log, lambda done, total: None)
             return
         with self.work.show(f"{node} {variant}" if variant else str(node), len(windows), "document") as bar:
             make(log, bar.set)

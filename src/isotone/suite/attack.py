@@ -127,12 +127,18 @@ def _run(
             say(f"note: {note}")
         determinism.prepare(seed, int(experiment.runtime.threads or 1), experiment.runtime.device)
         work = Work(request, seed, tokenizer, bos_before_text(tokenizer), documents, RunDirectory(out), stop)
-        transfer = _measure_all(work, say)
+        transfer = _measure_all(work)
         results = _results(work, transfer)
         records.write_text(out / SUMMARY, attack_summary_text(results))
         records.write_json(out / RESULTS, to_json(results))
         records.sweep_directory(out / "work")
+        if not _has_controls(work) and any(v.verdict == "not_concluded" for v in results.verdicts):
+            say("note: --matched-loss (matched_loss=True) adds the controls without which there is no verdict here")
     return results
+
+
+def _has_controls(work: Work) -> bool:
+    return any(arm.matched_loss for arm in work.experiment.arms.values())
 
 
 def _require_same_tokens(
@@ -162,7 +168,7 @@ def _meaning(tokenizer: PreTrainedTokenizerBase) -> object:
     return plain, bos_before_text(tokenizer), separator_of(tokenizer), tokenizer.bos_token_id
 
 
-def _measure_all(work: Work, say: Callable[[str], None]) -> dict[str, list[Row]]:
+def _measure_all(work: Work) -> dict[str, list[Row]]:
     """Measure every arm, one model in memory at a time; return what edits of others did to each."""
     arms = work.experiment.arms
     for name, config in arms.items():  # controls come after the models that they are made from
@@ -170,7 +176,6 @@ def _measure_all(work: Work, say: Callable[[str], None]) -> dict[str, list[Row]]
         if config.matched_loss:
             arm.match(Arm(work, config.matched_loss.to).measure_clean())
         work.stop.check(f"before {name}: the attack")
-        say(f"{name}: evaluated and attacked")
         arm.evaluate()
         arm.attack()
         if "triggers" in work.request.attacks:
@@ -183,8 +188,7 @@ def _measure_all(work: Work, say: Callable[[str], None]) -> dict[str, list[Row]]
     if work.experiment.attacks.transfer:
         for target in arms:
             arm = Arm(work, target)
-            say(f"{target}: attacked with what was found on others")
-            replayed[target] = [row for source in arms if source != target for row in arm.replay(source)]
+            replayed[target] = arm.replay_all()
             del arm
             gc.collect()
     return replayed
@@ -220,13 +224,19 @@ def _results(work: Work, transfer: Mapping[str, Sequence[Row]]) -> AttackSuiteRe
     }
     settings = work.experiment.attacks.model_dump(mode="json")
     return AttackSuiteResults(
-        **{key: value for key, value in final if key != "schema_"},
+        **{key: value for key, value in final if key not in ("schema_", "differences_between_arms")},
+        differences_between_arms=[*_different_models(models), *final.differences_between_arms],
         attacks=list(work.request.attacks),
         models=models,
         documents=work.documents.counts(),
         settings=settings,
         notes=work.documents.notes,
     )
+
+
+def _different_models(models: Mapping[str, AttackedModel]) -> list[Row]:
+    named = {arm: f"{model.name} ({records.hash_json(model.files)[:12]})" for arm, model in models.items()}
+    return [{"key": "model", "arms": named}] if len(models) > 1 else []
 
 
 def _findings(
