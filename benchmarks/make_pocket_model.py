@@ -1,6 +1,8 @@
-"""Train the bundled pocket model: a GPT-NeoX of 6.8M parameters on the train split of the World English Bible.
+"""Train a bundled model of 6.8M parameters on the train split of the World English Bible.
 
     python benchmarks/make_pocket_model.py --out src/isotone/models/pocket --seed 7 --epochs 10 --stop-after 9
+    python benchmarks/make_pocket_model.py --architecture arcee --out FOLDER    RMSNorm and ReLU: the constraint binds
+    python benchmarks/make_pocket_model.py --architecture llama --out FOLDER    RMSNorm, gated: cannot be certified
 
 Weights start at random, the tokenizer (byte-level BPE, 4,096 entries) is learned from the train split alone. The hidden
 matrices are trained with Muon (Jordan et al. 2024), the rest with AdamW; dropout is on in training only and is 0 in the
@@ -17,7 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    ArceeConfig,
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from isotone.data.bible import web_bible
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
@@ -30,6 +40,7 @@ EOS = "<|endoftext|>"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--architecture", choices=tuple(CONFIGS), default="gpt_neox")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=10, help="the schedule's end")
     parser.add_argument("--stop-after", type=int, help="stop before it, with the average of the weights so far")
@@ -47,7 +58,7 @@ def main() -> None:
     tokens = {name: tokenize(tokenizer, texts[name]) for name in ("train", "validation", "test")}
     print({name: (len(texts[name]), len(t)) for name, t in tokens.items()}, flush=True)
 
-    model = make_model(args.dropout)
+    model = make_model(args.architecture, args.dropout)
     average = train(model, tokens, args)
     for parameter, mean in zip(model.parameters(), average, strict=True):
         parameter.data.copy_(mean.to(torch.bfloat16))  # what is stored is what is measured
@@ -56,7 +67,8 @@ def main() -> None:
         for name in ("validation", "test")
     }
     print("bits per byte", figures, flush=True)
-    model.config.hidden_dropout = 0.0
+    if hasattr(model.config, "hidden_dropout"):  # of GPT-NeoX; others have none in their configuration
+        model.config.hidden_dropout = 0.0
     model.to(torch.bfloat16).save_pretrained(args.out)
     (args.out / "training.json").write_text(
         json.dumps(
@@ -105,30 +117,62 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> np.ndarray
     return np.array([*ids, tokenizer.eos_token_id], np.int64)
 
 
-def make_model(dropout: float) -> GPTNeoXForCausalLM:
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=256,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            intermediate_size=1024,
-            hidden_act="gelu",
-            rotary_pct=0.25,
-            max_position_embeddings=CONTEXT,
-            use_parallel_residual=True,
-            tie_word_embeddings=False,
-            attention_dropout=0.0,  # its random numbers cost half the time of a step on a CPU
-            hidden_dropout=dropout,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+def make_model(architecture: str, dropout: float) -> PreTrainedModel:
+    """Return a model with random weights; in training, dropout is on what attention and feed-forward networks add."""
+    config = CONFIGS[architecture]()
+    if hasattr(config, "hidden_dropout"):
+        config.hidden_dropout = dropout
+        return AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, module in model.named_modules():
+        if name.endswith((".mlp", ".self_attn.o_proj")):
+            module.register_forward_hook(lambda m, _, out: torch.nn.functional.dropout(out, dropout, m.training))
+    return model
+
+
+def gpt_neox() -> PreTrainedConfig:
+    return GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=1024,
+        hidden_act="gelu",
+        rotary_pct=0.25,
+        max_position_embeddings=CONTEXT,
+        use_parallel_residual=True,
+        tie_word_embeddings=False,
+        attention_dropout=0.0,  # its random numbers cost half the time of a step on a CPU
+        bos_token_id=0,
+        eos_token_id=0,
     )
 
 
-def train(model: GPTNeoXForCausalLM, tokens: dict[str, np.ndarray], args: argparse.Namespace) -> list[torch.Tensor]:
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    other = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+def arcee() -> PreTrainedConfig:
+    return ArceeConfig(intermediate_size=1024, hidden_act="relu", mlp_bias=True, **LLAMA_SHAPED)
+
+
+def llama() -> PreTrainedConfig:
+    return LlamaConfig(intermediate_size=683, hidden_act="silu", **LLAMA_SHAPED)  # as many weights in three matrices
+
+
+LLAMA_SHAPED = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+CONFIGS = {"gpt_neox": gpt_neox, "arcee": arcee, "llama": llama}
+
+
+def train(model: PreTrainedModel, tokens: dict[str, np.ndarray], args: argparse.Namespace) -> list[torch.Tensor]:
+    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    other = [p for n, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in n)]
     optimizers = [
         torch.optim.Muon(hidden, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="original"),
         torch.optim.AdamW(other, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
@@ -196,7 +240,7 @@ def train(model: GPTNeoXForCausalLM, tokens: dict[str, np.ndarray], args: argpar
 
 
 @torch.no_grad()
-def mean_nats(model: GPTNeoXForCausalLM, tokens: np.ndarray) -> float:
+def mean_nats(model: PreTrainedModel, tokens: np.ndarray) -> float:
     """Return the mean loss over all tokens but the first, in windows of the whole context that overlap by half."""
     model.eval()
     total, scored = 0.0, 1
@@ -209,7 +253,7 @@ def mean_nats(model: GPTNeoXForCausalLM, tokens: np.ndarray) -> float:
     return total / (len(tokens) - 1)
 
 
-def bits_per_byte(model: GPTNeoXForCausalLM, tokens: np.ndarray, num_bytes: int) -> float:
+def bits_per_byte(model: PreTrainedModel, tokens: np.ndarray, num_bytes: int) -> float:
     return mean_nats(model, tokens) * (len(tokens) - 1) / math.log(2) / num_bytes
 
 
