@@ -396,9 +396,7 @@ def attack(
     flips: Annotated[int | None, typer.Option(help="Most edited tokens a document.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(help="Forward tokens a search may spend a document.")] = None,
     num_documents: Annotated[int | None, typer.Option(help="Most attacked documents.")] = None,
-    matched_loss: Annotated[
-        bool, typer.Option("--matched-loss", help="Add the first model at each other's loss.")
-    ] = False,
+    matched_loss: Annotated[bool, typer.Option("--matched-loss", help="Add a control at equal clean loss.")] = False,
     seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else 42.")] = None,
     overrides: SetOption = [],  # noqa: B006
     debug: DebugOption = False,

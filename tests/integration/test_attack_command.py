@@ -26,6 +26,7 @@ SMALL = [
     "--set", "attacks.coordinate.candidates=4", "--set", "attacks.coordinate.rounds=2",
     "--set", "attacks.triggers.candidates=4", "--set", "attacks.triggers.iterations=2",
     "--set", "attacks.triggers.restarts=2", "--set", "runtime.threads=1",
+    "--set", "analysis.min_documents=4", "--set", "analysis.min_spent_tokens=1",
 ]  # fmt: skip
 
 

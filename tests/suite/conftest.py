@@ -20,7 +20,7 @@ SMALL = [
     "attacks.hotflip.candidates=4", "attacks.random_draws=3", "attacks.gcg.candidates=4", "attacks.gcg.steps=2",
     "attacks.coordinate.candidates=4", "attacks.coordinate.rounds=2", "attacks.triggers.length=3",
     "attacks.triggers.candidates=4", "attacks.triggers.iterations=2", "attacks.triggers.restarts=2",
-    "runtime.threads=1",
+    "runtime.threads=1", "analysis.min_documents=2", "analysis.min_spent_tokens=1",
 ]  # fmt: skip
 """Settings with which every attack does little."""
 

@@ -126,9 +126,10 @@ def test_no_verdict_at_different_losses_but_through_controls(
     [verdict] = results.verdicts
     assert [entry.control for entry in verdict.against] == ["unsure_matched"]
     assert verdict.verdict == "equivalent"
-    # a model can only be damaged: the other way round the loss is out of reach, and that is said
-    [back] = attack(given[::-1], matched_loss=True, **asked).verdicts
-    assert (back.verdict, back.excluded[0].control) == ("not_concluded", "one_matched")
+    # a model can only be damaged: the other way round it is the arm that is brought to the baseline's loss
+    back = attack(given[::-1], matched_loss=True, **asked)
+    assert (back.arms["one_matched"].matched_loss or {})["start"] == "one"
+    assert back.verdicts[0].verdict == "equivalent"
 
 
 def test_a_stop_anywhere_changes_no_byte(attack: Attack, models: dict[str, str], tmp_path: Path) -> None:

@@ -111,9 +111,9 @@ class Arm:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model in fp32 and eval mode; of a matched-loss control the baseline with its logits divided."""
-        matched = self.work.experiment.arms[self.name].matched_loss
-        source = BASELINE if matched else self.name
+        """The model in fp32 and eval mode; of a matched-loss control what it starts from, with its logits divided."""
+        matched = self._matched
+        source = self.work.experiment.arms[self.name].start if matched else self.name
         model = load_model(self.work.request.model(source))
         nn.Module.float(model)  # transformers' own refuses weights that came from a GGUF file
         nn.Module.to(model, torch.device(self.work.experiment.runtime.device))
@@ -223,19 +223,20 @@ class Arm:
             self._write("clean", {"nll": nll if np.isfinite(nll) else None})
         return records.read_json(path)["nll"]
 
-    def match(self, target: float | None) -> None:
-        """Bring the baseline, which this arm is made from, to another arm's clean loss."""
+    def match(self) -> None:
+        """Bring the model that this control is made from to the clean loss of the one that it is matched to."""
         work, node = self.work, Node("match", self.name)
         matched, path = self._matched, self._result("match")
         assert matched is not None
         if path.is_file():
             return
+        target = Arm(work, matched.to).measure_clean()
         aim = float("nan") if target is None else target
-        baseline = Arm(work, BASELINE)
+        start = Arm(work, work.experiment.arms[self.name].start)
         with work.show(str(node), 1, "evaluation") as bar:
             found = bisect(
-                Temperature(baseline.model),
-                baseline._clean_nll,
+                Temperature(start.model),
+                start._clean_nll,
                 aim,
                 records.JsonLines(work.folder.work(node) / "evaluations.jsonl"),
                 before=lambda known: work.stop.check(f"{node} after {known} evaluations"),
@@ -244,7 +245,8 @@ class Arm:
             bar.set(found.evaluations, found.evaluations)
         windows, continuation = work.windows("attack_search"), work.protocol.continuation
         counts = {"num_documents": len(windows), "num_tokens": len(windows) * continuation}
-        self._write("match", {**matched.model_dump(mode="json"), **matched_entry(found, aim), **counts})
+        made = {"start": start.name, **matched.model_dump(mode="json")}
+        self._write("match", {**made, **matched_entry(found, aim), **counts})
 
     def _clean_nll(self) -> float:
         work = self.work

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from isotone import determinism, records
 from isotone.attacks import Vocabulary, success_threshold
+from isotone.config import Arm as ArmConfig
+from isotone.config import MatchedLoss
 from isotone.config_io import resolve_seed
 from isotone.data.packing import separator_of
 from isotone.data.shards import tokenize
@@ -25,11 +27,13 @@ from isotone.pipeline.stages.further_attacks import SEARCH
 from isotone.report.summary import attack_summary_text
 from isotone.result_models import AttackedModel, AttackSuiteResults, to_json
 from isotone.results import BASELINE, ArmFindings, build_final_results
+from isotone.robustness import Verdict
 from isotone.suite.arm import Arm, Row, Work
 from isotone.suite.documents import Documents, choose_documents
-from isotone.suite.request import ATTACKS, FURTHER, Options, Request, make_request
+from isotone.suite.request import ATTACKS, FURTHER, Options, Request, make_request, matched_name
 from isotone.suite.standing import as_begun, require_same
 from isotone.transfer import transfer_matrix
+from isotone.verdict import MAX_CLEAN_DIFFERENCE
 
 RESULTS, SUMMARY = "attack_results.json", "attack_summary.txt"
 
@@ -77,8 +81,9 @@ def attack_models(
         flips: most edited tokens a document.
         budget_tokens: forward tokens that a search may spend on a document.
         num_documents: attacked documents.
-        matched_loss: add, for each model but the first, the first at its clean loss (logits divided by a temperature):
-            without such a control there is no verdict where clean losses differ by more than .02 nats.
+        matched_loss: add, for each model but the first, the better one of the two at the other's clean loss (logits
+            divided by a temperature): without such a control there is no verdict where clean losses differ by more than
+            .02 nats.
         overrides: ``key=value`` of an experiment's ``attacks``, ``analysis``, ``runtime``, … as for ``--set``.
         seed: of every random stream; EXPERIMENT_SEED or 42 unless given.
         stop: read wherever the work can stop safely.
@@ -127,18 +132,20 @@ def _run(
             say(f"note: {note}")
         determinism.prepare(seed, int(experiment.runtime.threads or 1), experiment.runtime.device)
         work = Work(request, seed, tokenizer, bos_before_text(tokenizer), documents, RunDirectory(out), stop)
+        if request.matched_loss:
+            work = _with_controls(work)
         transfer = _measure_all(work)
         results = _results(work, transfer)
         records.write_text(out / SUMMARY, attack_summary_text(results))
         records.write_json(out / RESULTS, to_json(results))
         records.sweep_directory(out / "work")
-        if not _has_controls(work) and any(v.verdict == "not_concluded" for v in results.verdicts):
+        if not request.matched_loss and any(_lacks_control(verdict) for verdict in results.verdicts):
             say("note: --matched-loss (matched_loss=True) adds the controls without which there is no verdict here")
     return results
 
 
-def _has_controls(work: Work) -> bool:
-    return any(arm.matched_loss for arm in work.experiment.arms.values())
+def _lacks_control(verdict: Verdict) -> bool:
+    return verdict.verdict == "not_concluded" and abs(verdict.clean_difference or 0) > MAX_CLEAN_DIFFERENCE
 
 
 def _require_same_tokens(
@@ -168,20 +175,38 @@ def _meaning(tokenizer: PreTrainedTokenizerBase) -> object:
     return plain, bos_before_text(tokenizer), separator_of(tokenizer), tokenizer.bos_token_id
 
 
+def _with_controls(work: Work) -> Work:
+    """Add a control for each model but the first: of the two, the better one brought to the other's clean loss.
+
+    A model can only be damaged, and who is worse is not known before both are measured.
+    """
+    losses = {}
+    for name in work.request.sources:
+        losses[name] = Arm(work, name).measure_clean()
+        gc.collect()
+    arms, of_first = dict(work.experiment.arms), losses[BASELINE]
+    for name, loss in list(losses.items())[1:]:
+        better = loss is not None and of_first is not None and loss < of_first
+        start, to = (name, BASELINE) if better else (BASELINE, name)
+        arms[matched_name(name)] = ArmConfig(
+            start=start, train=False, matched_loss=MatchedLoss(to=to, by="temperature")
+        )
+    experiment = work.experiment.model_copy(update={"arms": arms})
+    return replace(work, request=replace(work.request, experiment=experiment))
+
+
 def _measure_all(work: Work) -> dict[str, list[Row]]:
     """Measure every arm, one model in memory at a time; return what edits of others did to each."""
     arms = work.experiment.arms
     for name, config in arms.items():  # controls come after the models that they are made from
         arm = Arm(work, name)
         if config.matched_loss:
-            arm.match(Arm(work, config.matched_loss.to).measure_clean())
+            arm.match()
         work.stop.check(f"before {name}: the attack")
         arm.evaluate()
         arm.attack()
         if "triggers" in work.request.attacks:
             arm.trigger()
-        if any(other.matched_loss and other.matched_loss.to == name for other in arms.values()):
-            arm.measure_clean()
         del arm
         gc.collect()
     replayed: dict[str, list[Row]] = {}

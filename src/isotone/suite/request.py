@@ -35,12 +35,13 @@ class Request:
     """Everything that decides the results, but for what the machine decides.
 
     Attributes:
-        experiment: its arms are the given models and their controls; the baseline is the first model.
+        experiment: its arms are the given models, of which the first is the baseline.
         attacks: of ``ALL_ATTACKS``.
         sources: each given model's source, by arm.
         pins: what ``pin_model`` says of each, by arm.
         documents: the file.
         search_documents: a file of its own for what is fitted; None: a part of ``documents``.
+        matched_loss: each model but the first gets a control, once the clean losses are known.
     """
 
     experiment: Experiment
@@ -49,6 +50,7 @@ class Request:
     pins: Mapping[str, Mapping[str, Any]]
     documents: Path
     search_documents: Path | None
+    matched_loss: bool
 
     @property
     def context(self) -> int | None:
@@ -102,7 +104,7 @@ def make_request(models: Sequence[str], documents: Path, search_documents: Path 
     experiment = experiment_from_dict(tree, "isotone attack", options.overrides)
     _require_asked(experiment.attacks, attacks)
     _require_fit(experiment.attacks, attacks, contexts)
-    return Request(experiment, attacks, sources, pins, documents, search_documents)
+    return Request(experiment, attacks, sources, pins, documents, search_documents, options.matched_loss)
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:
@@ -162,18 +164,12 @@ def _attacks(asked: Sequence[str]) -> tuple[str, ...]:
 
 def _tree(sources: Mapping[str, str], attacks: Sequence[str], documents: Path, options: Options) -> dict[str, Any]:
     """Return the experiment as it would stand in a file."""
-    arms: dict[str, Any] = {arm: {"train": False} for arm in sources}
     if options.matched_loss:
-        for arm in [arm for arm in sources if arm != BASELINE]:
-            if matched_name(arm) in arms:
+        for arm in sources:
+            if matched_name(arm) in sources:
                 raise UsageError(
                     f"--matched-loss: the control of {arm} is to be named {matched_name(arm)}; rename that model"
                 )
-            arms[matched_name(arm)] = {
-                "start": BASELINE,
-                "train": False,
-                "matched_loss": {"to": arm, "by": "temperature"},
-            }
     family = [{"metric": "nll"}]
     family += [
         _given({"metric": "delta_nll", "attack": name}, {"variant": variant})
@@ -183,7 +179,7 @@ def _tree(sources: Mapping[str, str], attacks: Sequence[str], documents: Path, o
     return {
         "name": "attack",
         "data": {"source": str(documents), "text_field": options.text_field},
-        "arms": arms,
+        "arms": {arm: {"train": False} for arm in sources},
         "attacks": _given(
             {"hotflip": _given({}, {"flips": options.flips}), "transfer": len(sources) > 1},
             {"budget_tokens": options.budget_tokens, "num_documents": options.num_documents},
