@@ -1,8 +1,6 @@
 """One model under attack: every log continues where it ends, and the model is loaded only if one is not complete."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,94 +11,22 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
-from isotone.attacks import PrefixProtocol, Vocabulary, Window, evaluate_trigger, replay, run_documents, search_trigger
+from isotone.attacks import Vocabulary, Window, evaluate_trigger, replay, run_documents, search_trigger
 from isotone.attacks.interface import DocumentAttack
 from isotone.attacks.running import Progress
-from isotone.config import Experiment
 from isotone.constraint import certify
 from isotone.data.packing import separator_of
 from isotone.errors import UsageError
 from isotone.evaluation import evaluate_perplexity, summarize
-from isotone.interruption import StopFlag
 from isotone.matching import Temperature, bisect, clean_nll, divide_logits, matched_entry
 from isotone.models import load_model
 from isotone.pipeline.graph import Node
-from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.stages.evaluate import LONGEST_WINDOW
-from isotone.pipeline.stages.further_attacks import SEARCH, further_attack
-from isotone.pipeline.stages.hotflip import attacks as hotflip_attacks
 from isotone.pipeline.stages.transfer import edits_of, from_source, sources
 from isotone.pipeline.stages.triggers import trigger_search
-from isotone.progress import ProgressBar, progress
-from isotone.results import BASELINE
-from isotone.suite.documents import Documents
-from isotone.suite.request import FURTHER, Request
+from isotone.suite.work import Row, Work
 
-Row = dict[str, Any]
 Edits = dict[str, list[list[int]]]
-
-
-@dataclass(frozen=True)
-class Work:
-    """A request with nothing left open, and where it is carried out.
-
-    Attributes:
-        request: resolved.
-        seed: of every random stream.
-        tokenizer: of all models alike.
-        first_token: BOS where the tokenizer itself puts it before a text.
-        documents: split.
-        folder: names of logs and results, as in a run.
-        stop: read at every place where the work can stop safely.
-    """
-
-    request: Request
-    seed: int
-    tokenizer: PreTrainedTokenizerBase
-    first_token: int | None
-    documents: Documents
-    folder: RunDirectory
-    stop: StopFlag
-
-    @property
-    def experiment(self) -> Experiment:
-        """The resolved experiment."""
-        return self.request.experiment
-
-    @property
-    def protocol(self) -> PrefixProtocol:
-        """Which tokens are attacked and which are scored."""
-        config = self.experiment.attacks.protocol
-        return PrefixProtocol(config.prefix, config.gap, config.continuation)
-
-    def windows(self, split: str, first: bool = True) -> list[Window]:
-        """Return a split cut to the protocol, as edits (with BOS, where there is one) or triggers see it."""
-        return self.documents.windows(split, self.protocol, self.first_token if first else None)
-
-    def rows(self, node: Node, variant: str | None = None) -> list[Row]:
-        """Return the rows of a log."""
-        return records.JsonLines(self.folder.documents(node, variant)).read()
-
-    def attacks(self, arm: str, num_embeddings: int = 0) -> Iterator[tuple[Node, str | None, str, DocumentAttack]]:
-        """Yield the attacks on an arm's documents: node and variant of the log, split, and attack."""
-        asked, config = self.request.attacks, self.experiment.attacks
-        for variant, (split, attack) in hotflip_attacks(self.experiment, self.seed, arm).items():
-            if variant == "random_search":  # τ, which is the baseline's
-                due = arm == BASELINE
-            else:
-                due = ("random" if variant == "random" else "hotflip") in asked
-            if due:
-                yield Node("hotflip", arm), variant, split, attack
-        for kind in (kind for kind in FURTHER if kind in asked):
-            attack = further_attack(config, kind, self.seed, self.documents.search, num_embeddings)
-            yield Node(kind, arm), None, "attack_test", attack
-            if arm == BASELINE and not attack.upper_bound:
-                yield Node(kind, arm), SEARCH, "attack_search", attack
-
-    def show(self, title: str, total: int, unit: str) -> AbstractContextManager[ProgressBar]:
-        """Show how far one piece of work is."""
-        interval_s = self.experiment.runtime.log_every_seconds
-        return progress(title, total=total, unit=unit, interval_s=interval_s)
 
 
 class Arm:

@@ -9,30 +9,27 @@ from tempfile import TemporaryDirectory
 from transformers import PreTrainedTokenizerBase
 
 from isotone import determinism, records
-from isotone.attacks import Vocabulary, success_threshold
 from isotone.config import Arm as ArmConfig
 from isotone.config import MatchedLoss
 from isotone.config_io import resolve_seed
 from isotone.data.packing import separator_of
 from isotone.data.shards import tokenize
 from isotone.errors import UsageError
-from isotone.findings import gather, margins
 from isotone.interruption import StopFlag
 from isotone.models import load_tokenizer
 from isotone.pipeline.arms import bos_before_text
-from isotone.pipeline.graph import Node
 from isotone.pipeline.lease import lease
 from isotone.pipeline.run_directory import RunDirectory
-from isotone.pipeline.stages.further_attacks import SEARCH
 from isotone.report.summary import attack_summary_text
-from isotone.result_models import AttackedModel, AttackSuiteResults, to_json
-from isotone.results import BASELINE, ArmFindings, build_final_results
+from isotone.result_models import AttackSuiteResults, to_json
+from isotone.results import BASELINE
 from isotone.robustness import Verdict
-from isotone.suite.arm import Arm, Row, Work
+from isotone.suite.arm import Arm
 from isotone.suite.documents import Documents, choose_documents
-from isotone.suite.request import ATTACKS, FURTHER, Options, Request, make_request, matched_name
+from isotone.suite.request import ATTACKS, Options, Request, make_request, matched_name
+from isotone.suite.results import build_results
 from isotone.suite.standing import as_begun, require_same
-from isotone.transfer import transfer_matrix
+from isotone.suite.work import Row, Work
 from isotone.verdict import MAX_CLEAN_DIFFERENCE
 
 RESULTS, SUMMARY = "attack_results.json", "attack_summary.txt"
@@ -135,7 +132,7 @@ def _run(
         if request.matched_loss:
             work = _with_controls(work)
         transfer = _measure_all(work)
-        results = _results(work, transfer)
+        results = build_results(work, transfer)
         records.write_text(out / SUMMARY, attack_summary_text(results))
         records.write_json(out / RESULTS, to_json(results))
         records.sweep_directory(out / "work")
@@ -217,83 +214,3 @@ def _measure_all(work: Work) -> dict[str, list[Row]]:
             del arm
             gc.collect()
     return replayed
-
-
-# --- results ---------------------------------------------------------------------------------------------------------
-
-
-def _results(work: Work, transfer: Mapping[str, Sequence[Row]]) -> AttackSuiteResults:
-    threshold = success_threshold(work.rows(Node("hotflip", BASELINE), "random_search"))
-    vocabulary = Vocabulary.all_ids(1)
-    vocabulary.tokenizer = work.tokenizer  # for the texts of triggers
-    findings = {arm: _findings(work, arm, threshold, vocabulary, transfer.get(arm, ())) for arm in work.experiment.arms}
-    final = build_final_results(
-        work.experiment,
-        work.seed,
-        findings,
-        threshold=threshold,
-        margins=_margins(work, findings[BASELINE]),
-        transfer=transfer_matrix(findings, transfer) if transfer else (),
-    )
-    pins = work.request.pins
-    models = {
-        arm: AttackedModel(
-            name=Path(pin["source"]).name,
-            model_type=pin["model_type"],
-            num_parameters=pin["num_parameters"],
-            context=pin["context"],
-            revision=pin["revision"],
-            files=pin["files"],
-        )
-        for arm, pin in pins.items()
-    }
-    settings = work.experiment.attacks.model_dump(mode="json")
-    return AttackSuiteResults(
-        **{key: value for key, value in final if key not in ("schema_", "differences_between_arms")},
-        differences_between_arms=[*_different_models(models), *final.differences_between_arms],
-        attacks=list(work.request.attacks),
-        models=models,
-        documents=work.documents.counts(),
-        settings=settings,
-        notes=work.documents.notes,
-    )
-
-
-def _different_models(models: Mapping[str, AttackedModel]) -> list[Row]:
-    named = {arm: f"{model.name} ({records.hash_json(model.files)[:12]})" for arm, model in models.items()}
-    return [{"key": "model", "arms": named}] if len(models) > 1 else []
-
-
-def _findings(
-    work: Work, arm: str, threshold: float | None, vocabulary: Vocabulary, replayed: Sequence[Row]
-) -> ArmFindings:
-    hotflip: dict[str, list[Row]] = {}
-    further: dict[str, list[Row]] = {}
-    for node, variant, split, _ in work.attacks(arm, 1):
-        if split == "attack_test":
-            (hotflip if node.kind == "hotflip" else further)[variant or node.kind] = work.rows(node, variant)
-    searched = "triggers" in work.request.attacks
-    node = Node("triggers", arm)
-    matched = work.experiment.arms[arm].matched_loss
-    return gather(
-        work.experiment,
-        vocabulary,
-        threshold,
-        evaluation=records.read_json(work.folder.node_result(Node("evaluate", arm))),
-        evaluation_rows=work.rows(Node("evaluate", arm)),
-        hotflip=hotflip,
-        further=further,
-        trigger_rows=work.rows(node) if searched else [],
-        trigger_search=records.read_json(work.folder.node_result(node))["search"] if searched else None,
-        transfer_rows=replayed,
-        matched_loss=records.read_json(work.folder.node_result(Node("match", arm))) if matched else None,
-    )
-
-
-def _margins(work: Work, baseline: ArmFindings) -> dict[str, float]:
-    asked, methods = work.request.attacks, work.experiment.attacks.hotflip.methods
-    node = Node("hotflip", BASELINE)
-    hotflip = {method: work.rows(node, f"{method}_search") for method in methods} if "hotflip" in asked else {}
-    further = {kind: work.rows(Node(kind, BASELINE), SEARCH) for kind in FURTHER if kind in asked and kind != "pgd"}
-    random = work.rows(node, "random_search") if "random" in asked else []
-    return margins(work.experiment, baseline, hotflip, random, further)

@@ -135,6 +135,12 @@ def matched_name(arm: str) -> str:
     return f"{arm}_matched"
 
 
+def source_name(source: str) -> str:
+    """Return the end of a model's source: the folder, the file, or the name on the hub without its owner."""
+    path = Path(source)
+    return (path.resolve() if path.exists() else path).name
+
+
 def _split(item: str) -> tuple[str | None, str]:
     name, equals, source = item.partition("=")
     if not equals or Path(item).exists():
@@ -145,9 +151,7 @@ def _split(item: str) -> tuple[str | None, str]:
 
 
 def _free_name(source: str, taken: Iterable[str]) -> str:
-    path = Path(source)
-    last = path.stem if source.endswith(".gguf") else (path.resolve() if path.exists() else path).name
-    name = re.sub(r"\W", "_", last, flags=re.ASCII) or "model"
+    name = re.sub(r"\W", "_", source_name(source).removesuffix(".gguf"), flags=re.ASCII) or "model"
     name = name if name.isidentifier() else f"m_{name}"
     names = [name, *(f"{name}_{number}" for number in range(2, 1000))]
     return next(n for n in names if n not in (*taken, "pretrained", BASELINE))
