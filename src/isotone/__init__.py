@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from isotone.config_io import load_experiment
     from isotone.constraint import Certificate, Constraint, certify, constrain, fold
     from isotone.models import load_model, load_tokenizer, save_model
+    from isotone.suite import attack_models
 
 _HOME = {
     "Certificate": "isotone.constraint",
     "Constraint": "isotone.constraint",
     "certify": "isotone.constraint",
+    "attack_models": "isotone.suite",
     "constrain": "isotone.constraint",
     "fold": "isotone.constraint",
     "load_experiment": "isotone.config_io",
@@ -34,6 +36,7 @@ _HOME = {
 __all__ = [
     "Certificate",
     "Constraint",
+    "attack_models",
     "attacks",
     "certify",
     "constrain",

@@ -13,7 +13,7 @@ def main() -> None:
     from isotone.interruption import StopFlag
 
     stop = StopFlag()
-    if len(sys.argv) > 1 and sys.argv[1] in ("run", "doctor", "evaluate"):
+    if len(sys.argv) > 1 and sys.argv[1] in ("run", "doctor", "evaluate", "attack"):
         from isotone.reexec import ensure_environment
 
         ensure_environment()  # replaces the process if the environment must change before Python starts

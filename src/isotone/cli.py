@@ -377,6 +377,57 @@ def evaluate(
 
 
 @app.command()
+def attack(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="pocket, folder, GGUF file, hub name; or NAME=MODEL.")
+    ],
+    documents: Annotated[Path, typer.Option("--documents", help="txt, jsonl(.gz, .zst) or parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for logs and results; resumes.")],
+    attacks: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Of hotflip, triggers, gcg, coordinate, pgd, frequency, random.")
+    ] = "hotflip,triggers,gcg,coordinate,random",
+    search_documents: Annotated[
+        Path | None, typer.Option(help="What is fitted on: else one in five of --documents.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    prefix: Annotated[int | None, typer.Option(help="Tokens, of which all but the first are attacked.")] = None,
+    gap: Annotated[int | None, typer.Option(help="Tokens that are neither attacked nor scored.")] = None,
+    continuation: Annotated[int | None, typer.Option(help="Tokens that are scored.")] = None,
+    flips: Annotated[int | None, typer.Option(help="Most edited tokens a document.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(help="Forward tokens a search may spend a document.")] = None,
+    num_documents: Annotated[int | None, typer.Option(help="Most attacked documents.")] = None,
+    matched_loss: Annotated[bool, typer.Option("--matched-loss", help="Add a control at equal clean loss.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else 42.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    debug: DebugOption = False,
+) -> None:
+    """Attack models on documents, without a pipeline; several are compared with the first, with a verdict."""
+    from isotone.report.summary import attack_summary_text
+    from isotone.suite import attack_models
+
+    results = attack_models(
+        models,
+        documents,
+        out,
+        attacks=[name for name in attacks.split(",") if name],
+        search_documents=search_documents,
+        text_field=text_field,
+        prefix=prefix,
+        gap=gap,
+        continuation=continuation,
+        flips=flips,
+        budget_tokens=budget_tokens,
+        num_documents=num_documents,
+        matched_loss=matched_loss,
+        overrides=overrides,
+        seed=seed,
+        stop=_stop,
+        say=_say,
+    )
+    print(attack_summary_text(results), end="")
+
+
+@app.command()
 def version(debug: DebugOption = False) -> None:
     """Print the versions of isotone and of what it runs on."""
     from isotone.environment import provenance

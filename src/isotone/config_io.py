@@ -55,13 +55,19 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
     return _validate(tree, label, overridden, Experiment)
 
 
-def experiment_from_dict(tree: Mapping[str, Any], label: str = "experiment") -> Experiment:
+def experiment_from_dict(
+    tree: Mapping[str, Any], label: str = "experiment", overrides: Sequence[str] = ()
+) -> Experiment:
     """Return the experiment that a mapping describes; ``label`` stands for the file in errors.
+
+    ``overrides`` are as in ``load_experiment``.
 
     Raises:
         UsageError: as in ``load_experiment``.
     """
-    return _validate(tree, label, [], Experiment)
+    tree = dict(tree)
+    overridden = [_override(tree, item) for item in overrides]
+    return _validate(tree, label, overridden, Experiment)
 
 
 def read_part(kind: type[T], label: str, text: str) -> T:

@@ -9,6 +9,7 @@ Shapes: B documents, L tokens.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from isotone.attacks.scoring import Target, frozen
 from isotone.constraint.feed_forward import constrained_modules
 from isotone.determinism import stream_key
+from isotone.records import JsonLines
 
 TOLERANCE = 0.01
 """Nats per scored token within which a loss counts as matched."""
@@ -92,6 +94,56 @@ def match(loss: Callable[[float], float], target: float, first: float, step: flo
         else:
             high = middle
     return nearest(f"the loss jumps past it near a parameter of {high:g}")
+
+
+def bisect(
+    damage: "Temperature | Noise | Interpolation",
+    measure: Callable[[], float],
+    target: float,
+    log: JsonLines,
+    before: Callable[[int], None] = lambda known: None,
+    after: Callable[[int, float], None] = lambda known, nll: None,
+) -> Match:
+    """Bisect a damage, and leave the model as the nearest one found.
+
+    Args:
+        damage: of the model that is measured.
+        measure: the model's loss as it stands.
+        target: nats per scored token.
+        log: what was measured; a process before this one may have begun it.
+        before: called with how many models are measured before each one is looked at; may raise.
+        after: called with how many are measured now, and the last one's loss.
+    """
+    known = {line["parameter"]: line["nll"] for line in log.read()}
+
+    def loss(parameter: float) -> float:
+        before(len(known))
+        if parameter not in known:
+            damage.apply(parameter)
+            nll = measure()
+            known[parameter] = nll if math.isfinite(nll) else None
+            log.append({"parameter": parameter, "nll": known[parameter]})
+            after(len(known), nll)
+        return math.nan if known[parameter] is None else known[parameter]
+
+    found = match(loss, target, damage.first, damage.step)
+    damage.apply(found.parameter)
+    return found
+
+
+def matched_entry(found: Match, target: float) -> dict[str, Any]:
+    """Return what results say of a match; what is not finite is None."""
+    aim = target if math.isfinite(target) else None
+    return {
+        "target": aim,
+        "reached": found.reached,
+        "difference": None if found.reached is None or aim is None else found.reached - aim,
+        "tolerance": TOLERANCE,
+        "reachable": not found.reason,
+        "reason": found.reason,
+        "parameter": found.parameter,
+        "evaluations": found.evaluations,
+    }
 
 
 def clean_nll(model: nn.Module, ids_BL: Tensor, scored: slice, batch_documents: int) -> float:

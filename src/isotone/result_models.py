@@ -184,6 +184,35 @@ class FinalResults(_Result):
     differences_between_arms: list[dict[str, Any]]
 
 
+class AttackedModel(_Result):
+    """A model that was given to ``isotone attack``."""
+
+    name: str
+    """The end of its source: results hold no path."""
+    model_type: str
+    num_parameters: int
+    context: int | None
+    revision: str | None
+    """Commit on the hub; None where it is local."""
+    files: dict[str, str]
+    """SHA-256 by name."""
+
+
+class AttackSuiteResults(FinalResults):
+    """attack_results.json: what a run's final_results.json holds, and of what."""
+
+    attacks: list[str]
+    """What was asked for."""
+    models: dict[str, AttackedModel]
+    """By arm; a control at matched loss is made from the baseline."""
+    documents: dict[str, Any]
+    """Numbers of attacked (attack_test) and search documents, and every one left out, with its reason."""
+    settings: dict[str, Any]
+    """The configuration's ``attacks``, with nothing left open."""
+    notes: list[str]
+    """What a reader should know."""
+
+
 class SeedDifference(_Result):
     """What the run of one seed says about the same two arms and measure."""
 
@@ -285,7 +314,10 @@ PUBLISHED: dict[str, type[BaseModel]] = {
 SUMMARY = "summary"
 """Name of the schema of summary/final_results.json, the result file over seeds."""
 
-SCHEMAS: dict[str, type[BaseModel]] = {**PUBLISHED, SUMMARY: SummaryResults}
+ATTACK = "attack_results"
+"""Name of the schema of the file that ``isotone attack`` writes."""
+
+SCHEMAS: dict[str, type[BaseModel]] = {**PUBLISHED, SUMMARY: SummaryResults, ATTACK: AttackSuiteResults}
 
 
 def json_schema(name: str) -> dict[str, Any]:

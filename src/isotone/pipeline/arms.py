@@ -142,7 +142,11 @@ def random_prefix(context: Context, arm: str, model: PreTrainedModel) -> RandomP
 
 def first_token(context: Context) -> int | None:
     """Return the BOS that the tokenizer itself puts before a text, as Llama's and Gemma's do; None elsewhere."""
-    tokenizer = pinned_tokenizer(context)
+    return bos_before_text(pinned_tokenizer(context))
+
+
+def bos_before_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the BOS that a tokenizer itself puts before a text; None where it puts none."""
     bos = tokenizer.bos_token_id
     return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
 

@@ -3,13 +3,22 @@
 import csv
 import io
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from isotone.comparisons import PREFIX, PREPENDED
 from isotone.decomposition import Term
 from isotone.report.tables import interval, number, p_value, share, signed, with_interval
-from isotone.result_models import ArmResult, Comparison, FinalResults, Measurement, PooledMeasurement, SummaryResults
+from isotone.result_models import (
+    ArmResult,
+    AttackSuiteResults,
+    Comparison,
+    FinalResults,
+    Measurement,
+    PooledMeasurement,
+    SummaryResults,
+)
 
 Measured = Measurement | PooledMeasurement
 
@@ -22,6 +31,21 @@ LAYER_NORM_NOTE = (
 def summary_text(results: FinalResults) -> str:
     """Return experiment_summary.txt."""
     return _text(f"{results.experiment}, seed {results.seed}", results, results.measurements)
+
+
+def attack_summary_text(results: AttackSuiteResults) -> str:
+    """Return attack_summary.txt: a run's summary of given models, with what they and the documents are."""
+    models = [["arm", "model", "kind", "parameters"]]
+    models += [[arm, m.name, m.model_type, f"{m.num_parameters:,}"] for arm, m in results.models.items()]
+    counts, left_out = results.documents, results.documents["left_out"]
+    lines = [f"{counts['attack_test']} attacked, {counts['attack_search']} searched on, {len(left_out)} left out"]
+    reasons = Counter(entry["reason"] for entry in left_out)
+    lines += [f"{count} left out: {reason}" for reason, count in reasons.most_common(3)]
+    lines += [line for note in results.notes for line in textwrap.wrap(f"{note}.", 108)]
+    more = [_block("Models", _aligned(models)), _block("Documents", lines)]
+    if results.transfer:
+        more.append(_block("Transfer (Δ of what was found on one arm, on every arm)", _transfer_table(results)))
+    return _text(f"{', '.join(results.attacks)}, seed {results.seed}", results, results.measurements, *more)
 
 
 def summary_text_over_seeds(results: SummaryResults) -> str:
@@ -132,6 +156,16 @@ def _attack_table(measured: Sequence[Measured]) -> list[str]:
         name = f"{m.attack} {m.variant}"
         rows.append([name, m.protocol or "", _measure_name(m), m.arm, _attack_figure(m), str(m.n)])
     return _aligned(rows) if shown else ["none"]
+
+
+def _transfer_table(results: FinalResults) -> list[str]:
+    """One row an attack and the arm that it was made on, one column an arm that was asked."""
+    cells = {(c.attack, c.variant, c.source, c.target): c.value for c in results.transfer}
+    rows = [["attack", "found on", *results.arms]]
+    for attack, variant, source in dict.fromkeys(key[:3] for key in cells):
+        values = [number(cells.get((attack, variant, source, target))) for target in results.arms]
+        rows.append([f"{attack} {variant}", source, *values])
+    return _aligned(rows)
 
 
 def _rows_by_seed(results: SummaryResults) -> list[list[str]]:

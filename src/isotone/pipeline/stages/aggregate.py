@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from isotone import records
-from isotone.attacks import Vocabulary, success_threshold, summarize, summarize_triggers, worst_case
+from isotone.attacks import Vocabulary, success_threshold
 from isotone.attacks.ensemble import ENSEMBLE
+from isotone.findings import gather, margins
 from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context
 from isotone.pipeline.graph import PROBE, Node, further_attacks, probed_arms
@@ -16,7 +17,7 @@ from isotone.report import write_report, write_tables
 from isotone.report.summary import summary_text, triggers_csv
 from isotone.report.texts import write_token_texts
 from isotone.result_models import AttackResults, EvaluationResults, to_json
-from isotone.results import BASELINE, ArmFindings, build_final_results, equivalence_margin, primary_variant
+from isotone.results import BASELINE, ArmFindings, build_final_results
 from isotone.transfer import transfer_matrix
 
 Json = dict[str, Any]
@@ -65,71 +66,36 @@ def run(context: Context) -> list[Path]:
 
 
 def _findings(context: Context, arm: str, threshold: float | None, vocabulary: Vocabulary) -> ArmFindings:
-    evaluation = _result(context, Node("evaluate", arm))
-    config = context.experiment.attacks.hotflip
+    experiment = context.experiment
     rows = {
         variant: _rows(context, Node("hotflip", arm), variant)
-        for variant, (split, _) in attacks(context.experiment, context.seed, arm).items()
+        for variant, (split, _) in attacks(experiment, context.seed, arm).items()
         if split == "attack_test"
     }
-    trigger_rows = _rows(context, Node("triggers", arm))
-    triggers = summarize_triggers(
-        trigger_rows,
-        _result(context, Node("triggers", arm))["search"],
+    return gather(
+        experiment,
         vocabulary,
-        threshold=threshold,
-        published_success=config.published_success,
-    )
-    further: dict[str, list[Json]] = {
-        kind: _rows(context, Node(kind, arm)) for kind in further_attacks(context.experiment)
-    }
-    if further:
-        further[ENSEMBLE] = worst_case([*rows.values(), *further.values()])
-
-    def entry(found: list[Json]) -> Json:
-        return summarize(found, threshold=threshold, published_success=config.published_success)
-
-    return ArmFindings(
-        evaluation=evaluation["checkpoints"],
-        primary_checkpoint=evaluation["primary_checkpoint"],
+        threshold,
+        evaluation=_result(context, Node("evaluate", arm)),
         evaluation_rows=_rows(context, Node("evaluate", arm)),
-        hotflip={variant: entry(found) for variant, found in rows.items()},
-        hotflip_rows=rows,
-        triggers=triggers,
-        trigger_rows=trigger_rows,
-        attacks={name: entry(found) for name, found in further.items()},
-        attack_rows=further,
-        certificate=evaluation["certificate"],
-        transfer_rows=_rows(context, Node("transfer", arm)) if context.experiment.attacks.transfer else (),
-        probe_rows=_rows(context, Node(PROBE, arm)) if arm in probed_arms(context.experiment) else (),
-        training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
-        matched_loss=_result(context, Node("match", arm)) if context.experiment.arms[arm].matched_loss else None,
+        hotflip=rows,
+        further={kind: _rows(context, Node(kind, arm)) for kind in further_attacks(experiment)},
+        trigger_rows=_rows(context, Node("triggers", arm)),
+        trigger_search=_result(context, Node("triggers", arm))["search"],
+        transfer_rows=_rows(context, Node("transfer", arm)) if experiment.attacks.transfer else (),
+        probe_rows=_rows(context, Node(PROBE, arm)) if arm in probed_arms(experiment) else (),
+        training=_result(context, Node("train", arm)) if experiment.arms[arm].train else None,
+        matched_loss=_result(context, Node("match", arm)) if experiment.arms[arm].matched_loss else None,
     )
 
 
 def _margins(context: Context, baseline: ArmFindings) -> dict[str, float]:
-    """Return δ by attack: a share of what it does to the baseline on search documents, where that is known."""
-    entry = baseline.triggers or {}
-    best = [r for r in entry.get("restarts", ()) if r["restart"] == entry["best_restart"]]
-    changes = {"triggers": best[0]["search_delta_nll"]} if best else {}
-    for name, rows in _on_search_documents(context).items():
-        if rows and (change := summarize(rows)["delta_nll"]) is not None:
-            changes[name] = change
-    return {name: equivalence_margin(context.experiment, change) for name, change in changes.items()}
-
-
-def _on_search_documents(context: Context) -> dict[str, list[Json]]:
-    """Return the rows of the baseline's search documents under HotFlip's primary variant, further attacks, and all."""
     node, experiment = Node("hotflip", BASELINE), context.experiment
-    methods: tuple[str, ...] = experiment.attacks.hotflip.methods
-    hotflip = {method: _rows(context, node, f"{method}_search") for method in methods}
     further = {
         kind: _rows(context, Node(kind, BASELINE), SEARCH) for kind in further_attacks(experiment) if kind != "pgd"
     }
-    found = {"hotflip": hotflip[primary_variant(experiment)]}
-    found |= {kind: rows for kind, rows in further.items() if kind != "frequency"}  # a control decides nothing
-    random = _rows(context, node, "random_search")
-    return found | {ENSEMBLE: worst_case([*hotflip.values(), random, *further.values()])}
+    hotflip = {method: _rows(context, node, f"{method}_search") for method in experiment.attacks.hotflip.methods}
+    return margins(experiment, baseline, hotflip, _rows(context, node, "random_search"), further)
 
 
 def _write_ensemble(context: Context, arm: str, found: ArmFindings) -> Path:

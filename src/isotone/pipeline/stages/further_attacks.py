@@ -4,14 +4,16 @@ An attack on texts also attacks the search documents of the baseline: a tenth of
 equivalence.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from isotone import records
 from isotone.attacks import GCG, CoordinateSearch, EmbeddingPGD, FrequencyEdits, run_documents, token_counts
 from isotone.attacks.interface import DocumentAttack
+from isotone.attacks.protocol import Document
 from isotone.config import Attacks
-from isotone.data.packed import PackedData, open_packed
+from isotone.data.packed import open_packed
 from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
 from isotone.pipeline.context import Context
 
@@ -24,7 +26,9 @@ def run(context: Context) -> list[Path]:
     config, data = context.experiment.attacks, open_packed(context.run.data)
     model = load_end(context, context.arm_name, config.checkpoint)
     vocabulary, protocol = attack_vocabulary(context, model), prefix_protocol(context)
-    attack = _attack(config, context.node.kind, context.seed, data, len(vocabulary.admissible_V))
+    attack = further_attack(
+        config, context.node.kind, context.seed, data.documents("attack_search"), len(vocabulary.admissible_V)
+    )
     splits: dict[str, str | None] = {"attack_test": None}
     if context.arm_name == "baseline" and not attack.upper_bound:
         splits["attack_search"] = SEARCH
@@ -50,7 +54,18 @@ def run(context: Context) -> list[Path]:
     return [*outputs, result]
 
 
-def _attack(config: Attacks, kind: str, seed: int, data: PackedData, num_embeddings: int) -> DocumentAttack:
+def further_attack(
+    config: Attacks, kind: str, seed: int, search_documents: Iterable[Document], num_embeddings: int
+) -> DocumentAttack:
+    """Return a further attack as configured.
+
+    Args:
+        config: the attacks of the experiment.
+        kind: gcg, coordinate, pgd or frequency.
+        seed: of the run.
+        search_documents: frequencies are counted in them.
+        num_embeddings: rows of the model's embedding.
+    """
     flips, budget = config.hotflip.flips, config.budget_tokens
     if (gcg := config.gcg) is not None and kind == "gcg":
         return GCG(flips, gcg.top_k, gcg.candidates, gcg.steps, budget_tokens=budget, seed=seed)
@@ -59,6 +74,6 @@ def _attack(config: Attacks, kind: str, seed: int, data: PackedData, num_embeddi
     if (pgd := config.pgd) is not None and kind == "pgd":
         return EmbeddingPGD(flips, pgd.steps, pgd.radius, budget_tokens=budget)
     if (frequency := config.frequency) is not None and kind == "frequency":
-        counts_V = token_counts(data.documents("attack_search"), num_embeddings)
+        counts_V = token_counts(search_documents, num_embeddings)
         return FrequencyEdits(flips, frequency.draws, seed=seed, counts_V=counts_V)
     raise AssertionError(f"attacks.{kind} is not configured")

@@ -14,7 +14,17 @@ from isotone import records
 from isotone.config import MatchedLoss
 from isotone.data.packed import open_packed
 from isotone.errors import IsotoneError, Stopped, UsageError
-from isotone.matching import TOLERANCE, Interpolation, Match, Noise, Temperature, clean_nll, is_matched, match
+from isotone.matching import (
+    TOLERANCE,
+    Interpolation,
+    Match,
+    Noise,
+    Temperature,
+    bisect,
+    clean_nll,
+    is_matched,
+    matched_entry,
+)
 from isotone.pipeline.arms import (
     attacked_windows,
     first_token,
@@ -62,7 +72,6 @@ def run(context: Context) -> list[Path]:
     construct = {"temperature": _temperature, "noise": _noise, "undertrained": _undertrained}[matched.by]
     found = construct(context, matched, model, measure, target)
     outputs = [_publish(context, found.model), context.run.node_result(context.node)]
-    reached = found.match.reached  # finite, or None
     records.write_json(
         context.run.node_result(context.node),
         {
@@ -70,14 +79,7 @@ def run(context: Context) -> list[Path]:
             "arm": context.arm_name,
             "start": context.arm.start,
             **matched.model_dump(mode="json"),
-            "target": target if math.isfinite(target) else None,
-            "reached": reached,
-            "difference": None if reached is None or not math.isfinite(target) else reached - target,
-            "tolerance": TOLERANCE,
-            "reachable": not found.match.reason,
-            "reason": found.match.reason,
-            "parameter": found.match.parameter,
-            "evaluations": found.match.evaluations,
+            **matched_entry(found.match, target),
             **found.details,
             **counts,
         },
@@ -130,22 +132,16 @@ def _bisected(
 ) -> Match:
     """Bisect, and leave the model as the nearest one found; what a process before this one measured is read back."""
     log = records.JsonLines(context.run.work(context.node) / "evaluations.jsonl")
-    known = {line["parameter"]: line["nll"] for line in log.read()}
-
-    def loss(parameter: float) -> float:
-        context.stop.check(f"{context.node} after {len(known)} evaluations")
-        if parameter not in known:
-            damage.apply(parameter)
-            nll = measure(model)
-            known[parameter] = nll if math.isfinite(nll) else None
-            log.append({"parameter": parameter, "nll": known[parameter]})
-            bar.set(len(known), len(known) + 1, f"loss {nll:.4f} of {target:.4f}")
-        return math.nan if known[parameter] is None else known[parameter]
-
     with context.progress(1, "evaluation") as bar:
-        found = match(loss, target, damage.first, damage.step)
-        bar.set(len(known), len(known))
-    damage.apply(found.parameter)
+        found = bisect(
+            damage,
+            lambda: measure(model),
+            target,
+            log,
+            before=lambda known: context.stop.check(f"{context.node} after {known} evaluations"),
+            after=lambda known, nll: bar.set(known, known + 1, f"loss {nll:.4f} of {target:.4f}"),
+        )
+        bar.set(len(log.read()), len(log.read()))
     return found
 
 

@@ -1,12 +1,13 @@
 """Stage 6: what edits and triggers found on every other arm do to one arm: its column of the transfer matrix."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from isotone import records
 from isotone.attacks import evaluate_trigger, replay
+from isotone.config import Experiment
 from isotone.data.packed import open_packed
 from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
 from isotone.pipeline.context import Context
@@ -21,7 +22,7 @@ def run(context: Context) -> list[Path]:
     asked = _Asked(context)
     rows: list[Row] = []
     others = [arm for arm in context.experiment.arms if arm != context.arm_name]
-    replayed = [(source, attack) for source in others for attack in sources(context, source)]
+    replayed = [(source, attack) for source in others for attack in sources(context.experiment, source)]
     with context.progress(len(replayed) + len(others), "attack") as bar:
         for done, (source, (node, variant)) in enumerate(replayed):
             bar.update(done, str(node))
@@ -34,16 +35,27 @@ def run(context: Context) -> list[Path]:
     return [path]
 
 
-def sources(context: Context, arm: str) -> Iterator[tuple[Node, str | None]]:
+def sources(experiment: Experiment, arm: str) -> Iterator[tuple[Node, str | None]]:
     """Yield the searches on an arm whose edits are replayed, as node and variant of their rows.
 
     Random edits are the same on every arm, and the published attack edits scored tokens: neither says anything here.
     """
-    for method in context.experiment.attacks.hotflip.methods:
+    for method in experiment.attacks.hotflip.methods:
         yield Node("hotflip", arm), method
-    for kind in further_attacks(context.experiment):
+    for kind in further_attacks(experiment):
         if kind in ("gcg", "coordinate"):
             yield Node(kind, arm), None
+
+
+def edits_of(rows: Iterable[Row]) -> dict[str, list[list[int]]]:
+    """Return by document the edits of an attack, of those that have figures."""
+    return {row["id"]: row["edits"] for row in rows if row["status"] == "ok"}
+
+
+def from_source(replayed: Iterable[Row], found: Iterable[Row], source: str) -> list[Row]:
+    """Return replayed rows under name and budget of the attack whose edits they are, with the arm that it was on."""
+    own = {row["id"]: {key: row[key] for key in ("attack", "variant", "spent_tokens")} for row in found}
+    return [{**row, **own[row["id"]], "source": source} for row in replayed]
 
 
 class _Asked:
@@ -68,21 +80,20 @@ class _Asked:
             self.model,
             self.vocabulary,
             windows,
-            {row["id"]: row["edits"] for row in found if row["status"] == "ok"},
+            edits_of(found),
             prefix_protocol(context),
             log=self._log(node, variant),
             stop=context.stop,
             batch_documents=self.config.batch_documents,
         )
-        own = {row["id"]: {key: row[key] for key in ("attack", "variant", "spent_tokens")} for row in found}
-        return [{**row, **own[row["id"]], "source": source} for row in rows]
+        return from_source(rows, found, source)
 
     def trigger(self, source: str) -> list[Row]:
         """Return a row a document: the trigger of another arm, without controls."""
         context, node = self.context, Node("triggers", source)
         windows, _ = attacked_windows(context, self.data, "attack_test")
         rows = evaluate_trigger(
-            trigger_search(context),
+            trigger_search(self.config.triggers, context.seed),
             records.read_json(context.run.node_result(node))["search"],
             self.model,
             self.vocabulary,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from isotone import records
 from isotone.attacks import UniversalTriggers, evaluate_trigger, search_trigger
+from isotone.config import Triggers
 from isotone.data.packed import open_packed
 from isotone.pipeline.arms import attack_vocabulary, attacked_windows, load_end
 from isotone.pipeline.context import Context
@@ -14,7 +15,7 @@ def run(context: Context) -> list[Path]:
     config, data = context.experiment.attacks, open_packed(context.run.data)
     model = load_end(context, context.arm_name, config.checkpoint)
     vocabulary = attack_vocabulary(context, model)
-    attack = trigger_search(context)
+    attack = trigger_search(config.triggers, context.seed)
     search_windows, num_short_search = attacked_windows(context, data, "attack_search")
     with context.progress(1, "step") as bar:
         found = search_trigger(
@@ -54,9 +55,8 @@ def run(context: Context) -> list[Path]:
     return [path, result]
 
 
-def trigger_search(context: Context) -> UniversalTriggers:
+def trigger_search(config: Triggers, seed: int) -> UniversalTriggers:
     """Return the search as configured."""
-    config = context.experiment.attacks.triggers
     return UniversalTriggers(
         length=config.length,
         candidates=config.candidates,
@@ -64,5 +64,5 @@ def trigger_search(context: Context) -> UniversalTriggers:
         restarts=config.restarts,
         batch_documents=config.batch_size,
         budget_tokens=config.budget_tokens,
-        seed=context.seed,
+        seed=seed,
     )
