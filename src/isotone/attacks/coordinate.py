@@ -100,22 +100,29 @@ class CoordinateSearch(DocumentAttack):
         """Return a document's candidates of this round."""
         current_L = state["current_BL"][index]
         allowed_P = changeable(problem, current_L, state["clean_BL"][index], self.flips)
-        if self.proposals == "surrogate":
-            positions_N, tokens_N = state["tried_positions_BN"][index], state["tried_tokens_BN"][index]
-            evaluated = Evaluated(positions_N, tokens_N, state["tried_gains_BN"][index])
-            if bool(evaluated.gains_N.isfinite().any()):
-                before = int(state["before_B"][index])
-                tried = positions_N[before:], tokens_N[before:]
-                return promising_pairs(problem, current_L, allowed_P, evaluated, tried, self.candidates)
+        if self.proposals == "surrogate" and bool(state["tried_gains_BN"][index].isfinite().any()):
+            names = ("tried_positions_BN", "tried_tokens_BN", "tried_gains_BN")
+            evaluated, before = Evaluated(*(state[name][index] for name in names)), int(state["before_B"][index])
+            return promising_pairs(
+                problem.target.embeddings_VD,
+                problem.vocabulary.admissible_V,
+                current_L[problem.protocol.attackable.start : problem.protocol.attackable.stop],
+                allowed_P,
+                evaluated,
+                tried=(evaluated.positions_N[before:], evaluated.tokens_N[before:]),
+                count=self.candidates,
+            )
         generator = stream(state["keys_B"][index], len(state["history_RB2"]))
         return random_pairs(generator, problem, current_L, allowed_P, self.candidates)
 
     def _learned(self, state: State, pairs: list[Pairs], gains: list[Tensor], better_B: Tensor) -> State:
-        """Return the state with a round's gains; those at an edited position are against the token that is there now."""
+        """Return the state with a round's gains; at an edited position they become those against the new token."""
         fresh_BC = torch.zeros(len(pairs), self.candidates, dtype=torch.int64)
         positions_BN = torch.cat([state["tried_positions_BN"], fresh_BC], dim=1)
         tokens_BN = torch.cat([state["tried_tokens_BN"], fresh_BC], dim=1)
-        gains_BN = torch.cat([state["tried_gains_BN"], torch.full_like(fresh_BC, torch.nan, dtype=torch.float64)], dim=1)
+        gains_BN = torch.cat(
+            [state["tried_gains_BN"], torch.full_like(fresh_BC, torch.nan, dtype=torch.float64)], dim=1
+        )
         before = state["tried_gains_BN"].shape[1]
         for index, ((positions_N, tokens_N), gains_N) in enumerate(zip(pairs, gains, strict=True)):
             round_N = slice(before, before + len(tokens_N))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isotone.attacks.interface import Problem
 from isotone.attacks.search import Pairs, top_pairs
 
 SHARED = 0.5
@@ -40,24 +39,29 @@ class Evaluated:
 
 
 def promising_pairs(
-    problem: Problem, current_L: Tensor, allowed_P: Tensor, evaluated: Evaluated, tried: Pairs, count: int
+    embeddings_VD: Tensor,
+    admissible_V: Tensor,
+    current_P: Tensor,
+    allowed_P: Tensor,
+    evaluated: Evaluated,
+    tried: Pairs,
+    count: int,
 ) -> Pairs:
     """Return the candidates of one text that are expected to raise its loss most, best first.
 
     Args:
-        problem: model, protocol and vocabulary.
-        current_L: the text as it stands.
+        embeddings_VD: what the model reads for each token.
+        admissible_V: which tokens may be written.
+        current_P: the tokens that stand there; none of them is written where it is.
         allowed_P: where a token may be written.
         evaluated: at least one edit with a finite gain.
         tried: pairs that were evaluated on this very text; none of them is returned.
         count: at most so many.
     """
-    attackable = problem.protocol.attackable
-    features_VD = token_features(problem.target.embeddings_VD)
-    gains_PV = predicted_gains(features_VD, evaluated.learnable(), len(attackable))
+    gains_PV = predicted_gains(token_features(embeddings_VD), evaluated.learnable(), len(current_P))
     gains_PV[~allowed_P] = -torch.inf
-    gains_PV[:, ~problem.vocabulary.admissible_V] = -torch.inf
-    gains_PV[torch.arange(len(attackable)), current_L[attackable.start : attackable.stop]] = -torch.inf
+    gains_PV[:, ~admissible_V] = -torch.inf
+    gains_PV[torch.arange(len(current_P)), current_P] = -torch.inf
     gains_PV[tried] = -torch.inf
     return top_pairs(gains_PV, count)
 
