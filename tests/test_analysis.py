@@ -12,6 +12,7 @@ from isotone.analysis import Analysis, analyse
 from isotone.attacks import ensemble
 from isotone.config import Experiment
 from isotone.evidence import WORST, Evidence, with_ensemble
+from isotone.robustness import Floors
 
 PUBLISHED = ("hotflip", "published")
 
@@ -31,7 +32,8 @@ def one_seed(shift: float = 0.0, seed: int = 0) -> dict[str, Evidence]:
 
 
 def analysed(*seeds: dict[str, Evidence], margins: dict[str, float] | None = None) -> Analysis:
-    return analyse(seeds, "baseline", ITERATIVE, {"ensemble": 0.04} if margins is None else margins, 0.15)
+    margins = {"ensemble": 0.04} if margins is None else margins
+    return analyse(seeds, "baseline", ITERATIVE, margins, 0.15, Floors())
 
 
 def test_the_same_seed_three_times_gives_the_same_figures() -> None:

@@ -60,7 +60,19 @@ MADE = {"start": "baseline", "train": False}
         ),
         (
             {**PAIR, "c": {**MADE, "matched_loss": {"to": "monotonic", "by": "temperature", "draw": 2}}},
-            "only by: noise is drawn",
+            "draw: only by: noise has one",
+        ),
+        (
+            {**PAIR, "c": {**MADE, "matched_loss": {"to": "monotonic", "by": "temperature", "scope": "mlp_in"}}},
+            "scope: only by: noise has one",
+        ),
+        (
+            {**PAIR, "c": {**MADE, "matched_loss": {"to": "baseline", "by": "noise", "above": 0.5}}},
+            "arm baseline constrains, and it has none; give scope",
+        ),
+        (
+            {**PAIR, "c": {**MADE, "matched_loss": {"to": "monotonic", "by": "temperature", "above": -0.5}}},
+            "greater than or equal to 0",
         ),
         (
             {**PAIR, "c": {**MADE, "constraint": {"recipe": "published", "enforce": False}}},

@@ -70,6 +70,7 @@ def findings_of(network: GPTNeoXForCausalLM, nll: float) -> ArmFindings:
 EXPERIMENT = Experiment.model_validate(
     {
         "name": "tiny",
+        "analysis": {"min_documents": 2, "min_spent_tokens": 1},
         "arms": {
             "baseline": {},
             "monotonic": {"constraint": {"recipe": "published"}, "training": {"warmup": 0.15}},

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evidence_rows import evidence, matched_to, missing, rows
+from evidence_rows import ITERATIVE, evidence, matched_to, missing, rows
 
 from isotone.decomposition import Term
 from isotone.evidence import Evidence
 from isotone.masking import Masking
-from isotone.robustness import Verdict, decide, judge
+from isotone.robustness import Floors, Verdict, decide, judge
 
 NUM_DOCUMENTS = 60
 CLEAR = Masking(label="none flagged", weak_on_both=False, indices=[], sentence="")
@@ -125,6 +125,64 @@ def test_a_control_of_another_arm_is_none_of_this_one() -> None:
     [seed] = one_seed(0.20)
     other = arm(0.30, 5, nll=3.5, matched=matched_to("edit_trained"))
     assert verdict([seed | {"other": other}]).verdict == "not_concluded"
+
+
+@pytest.mark.parametrize(("monotonic", "word"), [(0.30, "more_robust"), (0.50, "less_robust")])
+def test_the_better_of_the_two_is_brought_to_the_loss_of_the_other(monotonic: float, word: str) -> None:
+    """The arm is the better one here, so the control is made from it, and stands for it beside the baseline."""
+    seed = {
+        "baseline": arm(0.40, 1, nll=3.5),
+        "monotonic": arm(monotonic + 0.08, 2, nll=3.0),
+        "control": arm(monotonic, 3, nll=3.5, matched=matched_to("baseline", start="monotonic")),
+        "another": arm(0.90, 4, nll=3.5, matched=matched_to("baseline", start="edit_trained")),
+    }
+    found = decide("monotonic", "baseline", [seed], 0.04, CLEAR)
+    [entry], [gap] = found[0].against, found[1]
+    assert (found[0].verdict, entry.control, entry.in_place_of) == (word, "control", "arm")
+    assert entry.remainder.value == pytest.approx(entry.delta_baseline - entry.delta_control, abs=1e-12)
+    assert [part.name for part in gap.parts] == ["matched loss", "remainder"]
+    assert gap.parts[0].value == pytest.approx(entry.delta_control - entry.delta_arm, abs=1e-12)
+    assert gap.total is not None
+    assert gap.total.value == pytest.approx(sum(part.value for part in gap.parts), abs=1e-12)
+    assert f"of baseline, which moves control by {entry.delta_control:.3f}" in found[0].sentence
+
+
+def test_too_few_documents_give_no_verdict() -> None:
+    seeds = one_seed(0.20, 0.30)
+    enough = decide("monotonic", "baseline", seeds, 0.04, CLEAR, Floors(documents=NUM_DOCUMENTS))[0]
+    assert (enough.verdict, enough.below_floor) == ("more_robust", None)
+    few = decide("monotonic", "baseline", seeds, 0.04, CLEAR, Floors(documents=NUM_DOCUMENTS + 1))[0]
+    assert (few.verdict, few.equivalent) == ("not_concluded", None)
+    assert "60 documents have figures on all sides, and 61 are needed" in few.sentence
+    assert few.against  # what was measured is still there
+
+
+@pytest.mark.parametrize("lazy", ["baseline", "monotonic", "control_1"])
+def test_an_attack_that_hardly_tried_gives_no_verdict(lazy: str) -> None:
+    """Random edits search nothing, so what they spend does not count."""
+    [seed] = one_seed(0.20, 0.30)
+    drawn = rows(harms(0.01, 7), attack=("random_edits", "uniform"), spent=10**6)
+    seed = {
+        name: evidence(
+            list(map(dict, its.attacks[ITERATIVE])), drawn, nll=3.0 if name == "baseline" else 3.5, matched=its.matched
+        )
+        for name, its in seed.items()
+    }
+    floors = Floors(spent_tokens=1000)
+    assert decide("monotonic", "baseline", [seed], 0.04, CLEAR, floors)[0].verdict == "more_robust"
+    short = [{**row, "spent_tokens": 999} for row in seed[lazy].attacks[ITERATIVE]]
+    seed[lazy] = evidence(short, drawn, nll=3.0 if lazy == "baseline" else 3.5, matched=seed[lazy].matched)
+    result = decide("monotonic", "baseline", [seed], 0.04, CLEAR, floors)[0]
+    assert result.verdict == "not_concluded"
+    assert f"no search on {lazy} spent more than 999 tokens a document, and 1,000 are needed" in result.sentence
+
+
+def test_an_arm_that_was_made_worse_than_another_is_no_control_of_it() -> None:
+    [seed] = one_seed(0.20)
+    worse = arm(0.30, 5, nll=3.5, matched=matched_to("monotonic", above=0.5))
+    result = verdict([seed | {"worse": worse}])
+    assert result.verdict == "not_concluded"
+    assert result.excluded == []
 
 
 def term(low95: float, high95: float, low90: float, high90: float) -> Term:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from isotone.decomposition import Decomposition, Pair, accounts, published_gaps
 from isotone.evidence import WORST, AttackKey, Seeds
 from isotone.masking import Masking, diagnose
-from isotone.robustness import Verdict, decide
+from isotone.robustness import Floors, Verdict, decide
 
 PUBLISHED: AttackKey = ("hotflip", "published")
 """The attack that published figures are about."""
@@ -28,7 +28,12 @@ class Analysis:
 
 
 def analyse(
-    seeds: Seeds, baseline: str, primary: AttackKey, margins: Mapping[str, float], published_success: float
+    seeds: Seeds,
+    baseline: str,
+    primary: AttackKey,
+    margins: Mapping[str, float],
+    published_success: float,
+    floors: Floors,
 ) -> Analysis:
     """Compare every arm with the baseline and with its own controls.
 
@@ -38,6 +43,7 @@ def analyse(
         primary: the attack whose edits are transferred.
         margins: δ by attack; without the ensemble's own, HotFlip's is taken: one member's, so not a wider one.
         published_success: share of the clean loss that published accounting calls a success.
+        floors: what must have been measured at least for a verdict.
     """
     found = Analysis([], {}, [])
     if not seeds or not all(baseline in of_seed for of_seed in seeds):
@@ -48,7 +54,7 @@ def analyse(
             continue
         found.decompositions.extend(_published(arm, baseline, seeds, published_success))
         found.masking[arm] = diagnose(arm, baseline, seeds, primary)
-        verdict, gaps = decide(arm, baseline, seeds, margin, found.masking[arm])
+        verdict, gaps = decide(arm, baseline, seeds, margin, found.masking[arm], floors)
         found.decompositions.extend(gaps)
         found.verdicts.append(verdict)
     return found

@@ -164,11 +164,16 @@ class MatchedLoss(Part):
     undertrained: the training of ``start`` once more, stopped where the loss is met."""
     draw: Count = 1
     """Number of the noise's draw: several arms that differ in it have different ξ."""
+    scope: Scope | None = None
+    """Where the noise goes, instead."""
+    above: NonNegative = 0.0
+    """Aim so many nats per scored token above that loss. Then the arm is a level of damage, and no arm's control."""
 
     @model_validator(mode="after")
-    def _draws_are_of_noise(self) -> "MatchedLoss":
-        if self.draw != 1 and self.by != "noise":
-            raise ValueError(f"draw: only by: noise is drawn; by is {self.by}")
+    def _draw_and_scope_are_of_noise(self) -> "MatchedLoss":
+        for key, given in (("draw", self.draw != 1), ("scope", self.scope is not None)):
+            if given and self.by != "noise":
+                raise ValueError(f"{key}: only by: noise has one; by is {self.by}")
         return self
 
 
@@ -398,6 +403,11 @@ class Analysis(Part):
     """The confirmatory family, corrected together by Holm; all other comparisons are exploratory."""
     margin_share: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """δ, the margin of equivalence, as a share of an attack's Δ on the baseline's search documents."""
+    min_documents: Count = 20
+    """Attacked documents with figures on all sides below which there is no verdict."""
+    min_spent_tokens: Count | None = None
+    """Tokens that some search must have spent on a document for a verdict; 20 forwards of ``attacks.protocol`` unless
+    given."""
     level: Annotated[Number, Field(gt=0, le=0.05)] = 0.05
     """Level of the family's corrected p; intervals stay at 95 %, and those of equivalence at 90 %."""
 
@@ -493,10 +503,15 @@ class Experiment(Part):
         targets = [other for other, its in self.arms.items() if other != name and not its.matched_loss]
         if matched.to not in targets:
             raise ValueError(f"{key}.to: found {matched.to!r}, allowed: {', '.join(targets)}")
-        if matched.to == arm.start:
-            raise ValueError(f"{key}.to: {matched.to!r} is the arm that it starts from, there is nothing to match")
-        if matched.by == "noise" and not self.arms[matched.to].constraint:
-            raise ValueError(f"{key}.by: noise goes to the matrices that arm {matched.to} constrains, and it has none")
+        if matched.to == arm.start and not matched.above:
+            raise ValueError(
+                f"{key}.to: {matched.to!r} is the arm that it starts from, there is nothing to match; give another "
+                "arm, or above: how many nats worse it is to become"
+            )
+        if matched.by == "noise" and not (matched.scope or self.arms[matched.to].constraint):
+            raise ValueError(
+                f"{key}.by: noise goes to the matrices that arm {matched.to} constrains, and it has none; give scope"
+            )
         start = self.arms.get(arm.start)
         if matched.by == "undertrained" and not (start and start.train and not start.held):
             raise ValueError(

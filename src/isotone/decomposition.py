@@ -26,6 +26,8 @@ FORMULAS: dict[Kind, str] = {
     "success": "S_B − S_M = (S°_B − S°_M) + rest, S° under one bar x > share·c̄_B",
     "remainder": "Δ_B − Δ_M = (Δ_B − Δ_C) + (Δ_C − Δ_M)",
 }
+FORMULA_FROM_ARM = "Δ_B − Δ_M = (Δ_C − Δ_M) + (Δ_B − Δ_C)"
+"""Of ``remainder``, where the control was made from the arm."""
 
 
 class Term(BaseModel):
@@ -117,6 +119,9 @@ class Pair:
     baseline: str
     attack: AttackKey
     control: str | None = None
+    """The matched-loss arm that ``remainder`` goes through."""
+    in_place_of: Literal["baseline", "arm"] = "baseline"
+    """Whom the control was made from: the better of the two is brought to the loss of the other."""
 
 
 OfSeeds = Sequence[Mapping[str, Account]]
@@ -222,6 +227,9 @@ def _of_success(gap: _Gap, published_success: float) -> Decomposition:
 def remainder(pair: Pair, of_arms: Mapping[str, Sequence[Column]]) -> Decomposition:
     """Return the primary gap by way of a control: what lower confidence explains, and what remains.
 
+    Where the control was made from the arm, which is the better one then, it is the other way round: the damage
+    explains Δ_C − Δ_M, and Δ_B − Δ_C remains.
+
     Args:
         pair: with its control; the baseline itself may be the control, and then nothing is explained.
         of_arms: changes of loss by document, one column a seed, of all arms that are to share documents.
@@ -233,13 +241,11 @@ def remainder(pair: Pair, of_arms: Mapping[str, Sequence[Column]]) -> Decomposit
         reason = "no document has figures on all sides in every seed"
         return _build("remainder", pair, None, [], reason, *shape)
     x, n = found.x, found.n[pair.baseline]
+    to_control, from_control = (pair.baseline, pair.control), (pair.control, pair.arm)
+    damage, rest = (to_control, from_control) if pair.in_place_of == "baseline" else (from_control, to_control)
     total, explained, remains = (
         _term(name, ratio_estimate(x[a] - x[b], n))
-        for name, a, b in (
-            ("total", pair.baseline, pair.arm),
-            ("matched loss", pair.baseline, pair.control),
-            ("remainder", pair.control, pair.arm),
-        )
+        for name, (a, b) in (("total", (pair.baseline, pair.arm)), ("matched loss", damage), ("remainder", rest))
     )
     return _build("remainder", pair, total, [explained, remains], None, *shape)
 
@@ -256,7 +262,7 @@ def _build(
 ) -> Decomposition:
     return Decomposition(
         kind=kind,
-        formula=FORMULAS[kind],
+        formula=FORMULA_FROM_ARM if pair.in_place_of == "arm" else FORMULAS[kind],
         arm=pair.arm,
         baseline=pair.baseline,
         control=pair.control,

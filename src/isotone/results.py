@@ -20,11 +20,15 @@ from isotone.comparisons import (
 from isotone.config import Experiment
 from isotone.evidence import Evidence, Seeds, by_attack, with_ensemble
 from isotone.result_models import ArmResult, Comparison, FamilyMember, FinalResults, Measurement, Transfer
+from isotone.robustness import Floors
 from isotone.statistics import holm
 from isotone.verdict import Conclusion, conclude_clean, conclude_robustness
 
 BASELINE = "baseline"
 """The arm that all others are compared with."""
+
+MIN_FORWARDS = 20
+"""Forwards of a text that some search must have spent for a verdict, unless the configuration says how many tokens."""
 
 TRIGGERS = Key("delta_nll", "triggers", "universal", PREPENDED)
 """What conclusions on triggers rest on."""
@@ -258,7 +262,10 @@ def declared_family(experiment: Experiment, comparisons: Sequence[Json]) -> list
 def analyse_seeds(experiment: Experiment, seeds: Seeds, margins: Mapping[str, float]) -> Analysis:
     """Return decompositions, signs of masking and verdicts; of one seed or several."""
     primary = ("hotflip", primary_variant(experiment))
-    return analyse(seeds, BASELINE, primary, margins, experiment.attacks.hotflip.published_success)
+    declared, length = experiment.analysis, experiment.attacks.protocol.length
+    spent = declared.min_spent_tokens or MIN_FORWARDS * length
+    floors = Floors(declared.min_documents, spent)
+    return analyse(seeds, BASELINE, primary, margins, experiment.attacks.hotflip.published_success, floors)
 
 
 def evidence_of(findings: Mapping[str, ArmFindings]) -> dict[str, Evidence]:

@@ -1,12 +1,13 @@
 """The verdict on an arm's robustness at matched clean loss: computed, and the same words in both directions.
 
 A model that has become worse is also moved less by edits. So an arm is compared with controls: the baseline brought to
-the arm's clean loss. What remains of the gap then, Δ of the control minus Δ of the arm under the worst case of all
-attacks, decides; every control must agree.
+the arm's clean loss or, where the arm is the better one, the arm brought to the baseline's. What remains of the gap
+then under the worst case of all attacks decides; every control must agree.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,7 +18,7 @@ from isotone.statistics import ratio_estimate
 from isotone.verdict import MAX_CLEAN_DIFFERENCE
 
 MATCHED = 0.01
-"""Nats per scored token within which a control's clean loss counts as the arm's."""
+"""Nats per scored token within which a control's clean loss counts as matched."""
 
 RESOLUTION = 1e-5
 """Nats per scored token below which a difference is rounding: losses are means of fp32 numbers."""
@@ -35,6 +36,19 @@ CAVEATS = {
 """What a certificate's order takes back from every statement on robustness (docs: science)."""
 
 
+@dataclass(frozen=True)
+class Floors:
+    """Below these there is no verdict: an attack that hardly tried, or on hardly any document, shows nothing.
+
+    Attributes:
+        documents: attacked, with figures on all sides and in every seed.
+        spent_tokens: of a document, by the search that spent most, on every side (attacks.budget).
+    """
+
+    documents: int = 20
+    spent_tokens: int = 0
+
+
 class Against(BaseModel):
     """An arm beside one control."""
 
@@ -42,13 +56,18 @@ class Against(BaseModel):
 
     control: str
     by: str | None
-    """How it was brought to the arm's clean loss; None for the baseline as it is."""
+    """How it was brought to the other's clean loss; None for the baseline as it is."""
+    in_place_of: Literal["baseline", "arm"]
+    """Whom the control was made from, and stands for: the better of the two."""
     delta_control: float
     delta_arm: float
+    delta_baseline: float
     remainder: Term
-    """Δ of the control minus Δ of the arm: positive where the arm is harmed less."""
+    """Δ of the baseline minus Δ of the arm, the control standing for one of them: positive where the arm is harmed
+    less."""
     clean_difference: float
-    """Clean loss of the arm minus that of the control on the attacked documents' scored tokens."""
+    """Clean loss of the arm minus that of the baseline on the attacked documents' scored tokens, the control standing
+    for one of them."""
 
 
 class Excluded(BaseModel):
@@ -76,6 +95,8 @@ class Verdict(BaseModel):
     """Whose worst case for each document is taken."""
     against: list[Against]
     excluded: list[Excluded]
+    below_floor: str | None
+    """Why what was measured is too little for a verdict; None where it is enough."""
     clean_difference: float | None
     """Of the arm and the baseline, a − b: the larger of that on clean text and that on the attacked documents."""
     margin: float | None
@@ -89,7 +110,12 @@ class Verdict(BaseModel):
 
 
 def decide(
-    arm: str, baseline: str, seeds: Seeds, margin: float | None, masking: Masking
+    arm: str,
+    baseline: str,
+    seeds: Seeds,
+    margin: float | None,
+    masking: Masking,
+    floors: Floors = Floors(),
 ) -> tuple[Verdict, list[Decomposition]]:
     """Return the verdict on an arm, and the decompositions of the primary gap that it rests on.
 
@@ -99,15 +125,20 @@ def decide(
         seeds: evidence of all arms, by seed.
         margin: δ, half width of equivalence, nats per scored token; None: not known.
         masking: of the arm.
+        floors: what must have been measured at least.
     """
-    usable, excluded = find_controls(arm, seeds)
+    usable, excluded = find_controls(arm, baseline, seeds)
     clean = clean_difference(arm, baseline, seeds)
     # without a control the baseline is its own, if its clean loss is near enough
-    controls = list(usable) or ([baseline] if clean is not None and abs(clean) <= MAX_CLEAN_DIFFERENCE else [])
-    columns = {name: _columns(name, seeds) for name in dict.fromkeys((baseline, arm, *controls))}
-    gaps = [remainder(Pair(arm, baseline, WORST, control), columns) for control in controls]
-    against = [_against(gap, usable.get(gap.control or ""), columns, seeds) for gap in gaps if gap.total is not None]
+    own = [Control(baseline, None, "baseline")] if clean is not None and abs(clean) <= MAX_CLEAN_DIFFERENCE else []
+    controls = usable or own
+    columns = {name: _columns(name, seeds) for name in dict.fromkeys((baseline, arm, *(c.name for c in controls)))}
+    gaps = [remainder(Pair(arm, baseline, WORST, c.name, c.in_place_of), columns) for c in controls]
+    against = [_against(c, gap, columns, seeds) for c, gap in zip(controls, gaps, strict=True) if gap.total is not None]
     word, equivalent = judge([entry.remainder for entry in against], margin)
+    below = _below(floors, gaps[0].n, list(columns), seeds) if against else None
+    if below:
+        word, equivalent = "not_concluded", None
     detectables = [entry.remainder.detectable for entry in against if entry.remainder.detectable is not None]
     verdict = Verdict(
         arm=arm,
@@ -119,6 +150,7 @@ def decide(
         attacks=[" ".join(key) for key in members(seeds[0][arm])],
         against=against,
         excluded=excluded,
+        below_floor=below,
         clean_difference=clean,
         margin=margin,
         detectable=max(detectables, default=None),
@@ -131,17 +163,33 @@ def decide(
     return verdict.model_copy(update={"sentence": text}), gaps if usable else []
 
 
-def find_controls(arm: str, seeds: Seeds) -> tuple[dict[str, str], list[Excluded]]:
-    """Return the controls of an arm that exist in every seed, with how they were made, and those that do not count."""
-    usable, excluded = {}, []
+class Control(NamedTuple):
+    """A control that counts: how it was made, and whom from."""
+
+    name: str
+    by: str | None
+    in_place_of: Literal["baseline", "arm"]
+
+
+def find_controls(arm: str, baseline: str, seeds: Seeds) -> tuple[list[Control], list[Excluded]]:
+    """Return the controls of an arm that exist in every seed, and those that do not count."""
+    usable, excluded = [], []
     for name, evidence in seeds[0].items():
-        if (evidence.matched or {}).get("to") != arm:
+        matched = evidence.matched or {}
+        if matched.get("above"):  # worse than what it is told from, so no control of that
+            continue
+        side: Literal["baseline", "arm"]
+        if matched.get("to") == arm:
+            side = "baseline"
+        elif matched.get("to") == baseline and matched.get("start") == arm:
+            side = "arm"
+        else:
             continue
         reasons = [_why_not(of_seed[name]) for of_seed in seeds]
         if reason := next(filter(None, reasons), None):
             excluded.append(Excluded(control=name, reason=reason))
         else:
-            usable[name] = str((evidence.matched or {}).get("by"))
+            usable.append(Control(name, str(matched.get("by")), side))
     return usable, excluded
 
 
@@ -159,6 +207,25 @@ def _why_not(evidence: Evidence) -> str | None:
     if not changes(evidence.attacks[WORST]):
         return "no attacked document has figures"
     return None
+
+
+def _below(floors: Floors, num_documents: int, arms: Sequence[str], seeds: Seeds) -> str | None:
+    if num_documents < floors.documents:
+        return f"{num_documents} documents have figures on all sides, and {floors.documents} are needed"
+    for arm in arms:
+        spent = min(_spent(of_seed[arm]) for of_seed in seeds)
+        if spent < floors.spent_tokens:
+            return (
+                f"no search on {arm} spent more than {spent:,.0f} tokens a document, and {floors.spent_tokens:,} are "
+                "needed"
+            )
+    return None
+
+
+def _spent(evidence: Evidence) -> float:
+    """Return the tokens a document of the search that spent most; random edits search nothing."""
+    searches = [evidence.attacks[key] for key in members(evidence) if key[0] != "random_edits"]
+    return max((sum(row["spent_tokens"] for row in rows) / len(rows) for rows in searches), default=0.0)
 
 
 def clean_difference(arm: str, baseline: str, seeds: Seeds) -> float | None:
@@ -208,8 +275,7 @@ def _columns(arm: str, seeds: Seeds) -> list[Column]:
     return [changes(of_seed[arm].attacks.get(WORST, ())) for of_seed in seeds]
 
 
-def _against(gap: Decomposition, by: str | None, columns: Mapping[str, Sequence[Column]], seeds: Seeds) -> Against:
-    assert gap.control is not None
+def _against(control: Control, gap: Decomposition, columns: Mapping[str, Sequence[Column]], seeds: Seeds) -> Against:
     found = tables(columns)
     documents = found.documents
 
@@ -217,14 +283,18 @@ def _against(gap: Decomposition, by: str | None, columns: Mapping[str, Sequence[
         losses = [clean_losses(of_seed[arm].attacks[WORST]) for of_seed in seeds]
         return sum(of_seed[d][0] for of_seed in losses for d in documents) / float(found.n[arm].sum())
 
-    delta = {arm: float(found.x[arm].sum() / found.n[arm].sum()) for arm in (gap.control, gap.arm)}
+    names = (control.name, gap.arm, gap.baseline)
+    delta = {arm: float(found.x[arm].sum() / found.n[arm].sum()) for arm in names}
+    arm, baseline = (gap.arm, control.name) if control.in_place_of == "baseline" else (control.name, gap.baseline)
     return Against(
-        control=gap.control,
-        by=by,
-        delta_control=delta[gap.control],
+        control=control.name,
+        by=control.by,
+        in_place_of=control.in_place_of,
+        delta_control=delta[control.name],
         delta_arm=delta[gap.arm],
+        delta_baseline=delta[gap.baseline],
         remainder=gap.parts[1],
-        clean_difference=clean(gap.arm) - clean(gap.control),
+        clean_difference=clean(arm) - clean(baseline),
     )
 
 
@@ -259,15 +329,20 @@ def _claim(v: Verdict) -> str:
 
 
 def _figures(v: Verdict) -> str:
-    deltas = [
-        f"{entry.delta_control:.3f} of {entry.control} ({_with_interval(entry.remainder)})" for entry in v.against
-    ]
+    deltas = [_beside(entry, v.baseline) for entry in v.against]
     models = f"{v.scope}; " if v.num_seeds == 1 else f"{v.num_seeds} seeds; "
     detectable = f"; detectable {v.detectable:.3f}" if v.detectable is not None else ""
     return (
         f"the worst of {len(v.attacks)} attacks on each document raises the loss by {v.against[0].delta_arm:.3f} nats "
         f"per scored token, against {', '.join(deltas)} ({models}{v.n} documents{detectable})"
     )
+
+
+def _beside(entry: Against, baseline: str) -> str:
+    text = f"{entry.delta_control:.3f} of {entry.control}"
+    if entry.in_place_of == "arm":  # the arm made as bad as the baseline
+        text = f"{entry.delta_baseline:.3f} of {baseline}, which moves {entry.control} by {entry.delta_control:.3f}"
+    return f"{text} ({_with_interval(entry.remainder)})"
 
 
 def _with_interval(term: Term) -> str:
@@ -277,6 +352,8 @@ def _with_interval(term: Term) -> str:
 
 def _not_concluded(v: Verdict, attempted: bool) -> str:
     text = f"No verdict on the robustness of {v.arm} against {v.baseline}: "
+    if v.below_floor:
+        return text + v.below_floor
     if attempted:
         return text + "no document has figures under every attack on all sides"
     if v.clean_difference is None:

@@ -33,6 +33,7 @@ CONTROLS = {
     "matched_temperature": "{start: baseline, train: false, matched_loss: {to: monotonic, by: temperature}}",
     "matched_noise": "{start: baseline, train: false, matched_loss: {to: monotonic, by: noise, draw: 2}}",
     "matched_undertrained": "{start: baseline, train: false, matched_loss: {to: monotonic, by: undertrained}}",
+    "worse": "{start: baseline, train: false, matched_loss: {to: baseline, above: 0.5, by: noise, scope: mlp_in}}",
     "stopped": "{start: reparametrized, train: false, matched_loss: {to: slow, by: undertrained}}",
 }
 MEASURED = ("matched_temperature", "matched_undertrained")
@@ -86,13 +87,24 @@ def test_adding_controls_does_nothing_again_that_stands(controlled: tuple[Path, 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize("arm", ["matched_temperature", "matched_noise", "stopped"])
+@pytest.mark.parametrize("arm", ["matched_temperature", "matched_noise", "worse", "stopped"])
 def test_a_matched_arm_has_the_loss_that_it_was_to_meet(controlled: tuple[Path, Any], arm: str) -> None:
     found = _result(controlled, f"match.{arm}")
     assert found["reachable"]
     assert found["reason"] == ""
     assert abs(found["reached"] - found["target"]) <= 0.01
     assert found["difference"] == found["reached"] - found["target"]
+
+
+def test_a_level_of_damage_lies_above_the_loss_that_it_is_told_from(controlled: tuple[Path, Any]) -> None:
+    worse, start = _result(controlled, "match.worse"), _result(controlled, "match.matched_temperature")
+    log = controlled[0] / RUN / "work/match.matched_temperature/evaluations.jsonl"
+    baseline = next(line["nll"] for line in records.JsonLines(log).read() if line["parameter"] == 1.0)
+    assert worse["target"] == pytest.approx(baseline + 0.5, abs=1e-9)
+    assert (worse["above"], worse["scope"], start["above"]) == (0.5, "mlp_in", 0.0)
+    before, after = _weights(controlled, "baseline"), _weights(controlled, "worse")
+    changed = {name.split(".mlp.")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"dense_h_to_4h.weight"}
 
 
 def test_results_carry_how_well_an_arm_is_matched(controlled: tuple[Path, Any], measured: Path) -> None:

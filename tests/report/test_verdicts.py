@@ -8,6 +8,7 @@ from evidence_rows import ITERATIVE, evidence, matched_to, rows
 from isotone.analysis import analyse
 from isotone.report.over_seeds import SummaryFiles
 from isotone.report.verdicts import controls_table, gaps_table, masking_table, on_masking, sentences
+from isotone.robustness import Floors
 
 
 def harms(mean: float, seed: int) -> np.ndarray:
@@ -25,7 +26,7 @@ def results() -> SummaryFiles:
         "by_temperature": arm(0.3, 3, nll=3.5, matched=matched_to("monotonic")),
         "by_noise": arm(0.3, 4, nll=3.5, matched=matched_to("monotonic", "noise", reachable=False, reason="it jumps")),
     }
-    found = analyse([seed], "baseline", ITERATIVE, {"ensemble": 0.04}, 0.15)  # type: ignore[list-item]
+    found = analyse([seed], "baseline", ITERATIVE, {"ensemble": 0.04}, 0.15, Floors())  # type: ignore[list-item]
     final = {
         "verdicts": [v.model_dump(mode="json") for v in found.verdicts],
         "decompositions": [d.model_dump(mode="json") for d in found.decompositions],
@@ -37,12 +38,12 @@ def results() -> SummaryFiles:
 def test_controls_stand_beside_the_arm_and_those_that_do_not_count_say_why() -> None:
     table = controls_table(results())
     assert [row[:4] for row in table.rows] == [
-        ["monotonic", "more robust", "by_temperature", "temperature"],
+        ["monotonic", "more robust", "by_temperature", "temperature, from baseline"],
         ["monotonic", "more robust", "by_noise", "does not count: not reachable: it jumps"],
     ]
     assert all(len(row) == len(table.columns) for row in table.rows)
-    assert table.rows[0][6].startswith("+0.098 [")
-    assert table.rows[0][9] == "0.040"
+    assert table.rows[0][7].startswith("+0.098 [")
+    assert table.rows[0][10] == "0.040"
 
 
 def test_every_gap_is_shown_with_its_parts() -> None:

@@ -109,6 +109,7 @@ def _matched(results: FinalResults | SummaryResults) -> list[str]:
             if entry:
                 name = f"{arm}, seed {seed}" if seed else arm
                 reached = f"{number(entry['reached'])} for the {number(entry['target'])} of {entry['to']}"
+                reached += f" + {entry['above']:g}" if entry.get("above") else ""
                 rest = f"{entry['by']}, {number(entry['parameter'])}"
                 if not entry["reachable"]:
                     rest = f"not reachable, so nothing follows from this arm: {entry['reason']}"

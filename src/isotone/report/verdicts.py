@@ -30,8 +30,18 @@ def on_masking(run: RunFiles) -> list[str]:
 
 def controls_table(run: RunFiles) -> Table:
     """One row an arm and control: what remains of the gap at matched clean loss, or why a control does not count."""
-    columns = ["Arm", "Verdict", "Control", "Made by", "Δ control", "Δ arm", "Remainder [95\u00a0%]", "90 % interval"]
-    columns += ["Clean loss, arm − control", "δ", "Detectable", "Documents"]
+    columns = [
+        "Arm",
+        "Verdict",
+        "Control",
+        "Made by",
+        "Δ baseline",
+        "Δ control",
+        "Δ arm",
+        "Remainder [95\u00a0%]",
+        "90 % interval",
+    ]
+    columns += ["Clean loss, difference", "δ", "Detectable", "Documents"]
     rows = []
     for v in _verdicts(run):
         head = [v["arm"], v["verdict"].replace("_", " ")]
@@ -41,7 +51,8 @@ def controls_table(run: RunFiles) -> Table:
                 [
                     *head,
                     entry["control"],
-                    entry["by"] or "as it is",
+                    "as it is" if entry["by"] is None else f"{entry['by']}, from {v[entry['in_place_of']]}",
+                    number(entry["delta_baseline"]),
                     number(entry["delta_control"]),
                     number(entry["delta_arm"]),
                     _with_interval(remains),
@@ -53,8 +64,11 @@ def controls_table(run: RunFiles) -> Table:
                 ]
             )
         for entry in v["excluded"]:
-            rows.append([*head, entry["control"], f"does not count: {entry['reason']}", *["–"] * 8])
-    caption = "Worst case of all attacks at matched clean loss, nats per scored token; remainder: Δ control − Δ arm"
+            rows.append([*head, entry["control"], f"does not count: {entry['reason']}", *["–"] * 9])
+    caption = (
+        "Worst case of all attacks at matched clean loss, nats per scored token; remainder: Δ baseline − Δ arm, the "
+        "control standing for the one that it was made from"
+    )
     return Table(caption, columns, rows, frozenset({0, 1, 2, 3}))
 
 

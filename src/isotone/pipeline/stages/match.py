@@ -57,7 +57,7 @@ def run(context: Context) -> list[Path]:
     matched = context.arm.matched_loss
     assert matched is not None  # the graph has this node for matched arms only
     measure, counts = _measure(context)
-    target = measure(load_end(context, matched.to, context.experiment.attacks.checkpoint))
+    target = measure(load_end(context, matched.to, context.experiment.attacks.checkpoint)) + matched.above
     model = load_start(context, context.arm_name)
     construct = {"temperature": _temperature, "noise": _noise, "undertrained": _undertrained}[matched.by]
     found = construct(context, matched, model, measure, target)
@@ -68,6 +68,7 @@ def run(context: Context) -> list[Path]:
         {
             "schema": 1,
             "arm": context.arm_name,
+            "start": context.arm.start,
             **matched.model_dump(mode="json"),
             "target": target if math.isfinite(target) else None,
             "reached": reached,
@@ -82,7 +83,8 @@ def run(context: Context) -> list[Path]:
         },
     )
     if found.match.reason:
-        context.say(f"{context.node}: the loss of {matched.to} is not reachable: {found.match.reason}")
+        above = f" + {matched.above:g}" if matched.above else ""
+        context.say(f"{context.node}: the loss of {matched.to}{above} is not reachable: {found.match.reason}")
     metrics = context.run.metrics(context.node)
     return [*outputs, metrics] if metrics.is_file() else outputs
 
@@ -113,9 +115,10 @@ def _temperature(
 
 def _noise(context: Context, matched: MatchedLoss, model: PreTrainedModel, measure: Measure, target: float) -> _Found:
     constraint = context.experiment.arms[matched.to].constraint
-    assert constraint is not None  # the schema demands it
-    noise = Noise(model, constraint.scope, context.seed, matched.draw)
-    return _Found(model, _bisected(context, noise, model, measure, target), {"scope": constraint.scope})
+    scope = matched.scope or (constraint.scope if constraint else None)
+    assert scope is not None  # the schema demands it
+    noise = Noise(model, scope, context.seed, matched.draw)
+    return _Found(model, _bisected(context, noise, model, measure, target), {"scope": scope})
 
 
 def _bisected(
