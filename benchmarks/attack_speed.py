@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="nanogcg, triggers")
     parser.add_argument("--first-seed", type=int, default=0, help="triggers")
     parser.add_argument("--text-tokens", type=int, default=136, help="triggers: of each text")
-    parser.add_argument("--searches", nargs="+", choices=("surrogate", "gradient"), default=["surrogate", "gradient"])
+    parser.add_argument("--searches", nargs="+", default=["surrogate", "gradient", "gradient-100"], help="triggers")
     parser.add_argument(
         "--limit", type=float, default=2.0, help="triggers: give up at so many times the rival's tokens"
     )
@@ -188,7 +188,8 @@ def triggers(args: argparse.Namespace) -> None:
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         searches = {
             "surrogate": UniversalTriggers(10, 8, 10**6, 1, batch_documents=16, seed=seed, proposals="surrogate"),
-            "gradient": UniversalTriggers(10, 100, 10**6, 1, batch_documents=16, seed=seed),
+            "gradient": UniversalTriggers(10, 16, 10**6, 1, batch_documents=16, seed=seed),
+            "gradient-100": UniversalTriggers(10, 100, 10**6, 1, batch_documents=16, seed=seed),
         }
         with frozen(model):
             layout = TriggerLayout.for_model(model, vocabulary, 10, windows)

@@ -102,14 +102,16 @@ class CoordinateSearch(DocumentAttack):
         allowed_P = changeable(problem, current_L, state["clean_BL"][index], self.flips)
         if self.proposals == "surrogate" and bool(state["tried_gains_BN"][index].isfinite().any()):
             names = ("tried_positions_BN", "tried_tokens_BN", "tried_gains_BN")
-            evaluated, before = Evaluated(*(state[name][index] for name in names)), int(state["before_B"][index])
+            evaluated = Evaluated(*(state[name][index] for name in names))
+            tried_N = ~evaluated.gains_N.isnan()
+            tried_N[: int(state["before_B"][index])] = False
             return promising_pairs(
                 problem.target.embeddings_VD,
                 problem.vocabulary.admissible_V,
                 current_L[problem.protocol.attackable.start : problem.protocol.attackable.stop],
                 allowed_P,
                 evaluated,
-                tried=(evaluated.positions_N[before:], evaluated.tokens_N[before:]),
+                tried=(evaluated.positions_N[tried_N], evaluated.tokens_N[tried_N]),
                 count=self.candidates,
             )
         generator = stream(state["keys_B"][index], len(state["history_RB2"]))
@@ -127,7 +129,7 @@ class CoordinateSearch(DocumentAttack):
         for index, ((positions_N, tokens_N), gains_N) in enumerate(zip(pairs, gains, strict=True)):
             round_N = slice(before, before + len(tokens_N))
             positions_BN[index, round_N], tokens_BN[index, round_N] = positions_N, tokens_N
-            gains_BN[index, round_N] = gains_N
+            gains_BN[index, round_N] = gains_N.nan_to_num(nan=-torch.inf)
             if bool(better_B[index]):
                 best = gains_N.nan_to_num(nan=-torch.inf).argmax()
                 gains_BN[index, positions_BN[index] == positions_N[best]] -= gains_N[best].clone()
