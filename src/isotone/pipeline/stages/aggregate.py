@@ -9,7 +9,7 @@ from isotone.attacks import Vocabulary, success_threshold, summarize, summarize_
 from isotone.attacks.ensemble import ENSEMBLE
 from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context
-from isotone.pipeline.graph import Node, further_attacks
+from isotone.pipeline.graph import PROBE, Node, further_attacks, probed_arms
 from isotone.pipeline.stages.further_attacks import SEARCH
 from isotone.pipeline.stages.hotflip import attacks
 from isotone.report import write_report, write_tables
@@ -101,6 +101,7 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         attack_rows=further,
         certificate=evaluation["certificate"],
         transfer_rows=_rows(context, Node("transfer", arm)) if context.experiment.attacks.transfer else (),
+        probe_rows=_rows(context, Node(PROBE, arm)) if arm in probed_arms(context.experiment) else (),
         training=_result(context, Node("train", arm)) if context.experiment.arms[arm].train else None,
         matched_loss=_result(context, Node("match", arm)) if context.experiment.arms[arm].matched_loss else None,
     )
