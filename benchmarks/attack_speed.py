@@ -1,6 +1,6 @@
 """Measure attacks against rivals of the same configuration, which is printed beside ours, and their memory.
 
-    python benchmarks/attack_speed.py plain      a plain HotFlip, one text at a time: texts per second, same edits
+    python benchmarks/attack_speed.py plain      plain HotFlips, one text at a time: texts per second, same edits
     python benchmarks/attack_speed.py nanogcg --nanogcg FOLDER    nanoGCG 0.3.0: candidates per second and loss
     python benchmarks/attack_speed.py triggers   random proposals: tokens to the loss that they reach
     python benchmarks/attack_speed.py memory     peak memory of a GCG step on a 135M-parameter shape
@@ -38,6 +38,12 @@ from isotone.attacks.triggers import TriggerLayout, TriggerProblem, on_all
 from isotone.config import Model
 from isotone.models import load_model, load_tokenizer
 
+TARGETS = (
+    ("In", " the beginning God created the heavens and the earth."),
+    ("The", " quick brown fox jumps over the lazy dog, and nobody knows why."),
+    ("A", " child opened the old book and began to read aloud to the children."),
+)
+"""What nanoGCG and GCG start from, one token each, and the text that is to follow."""
 EDITS_SHARE = 0.95
 """Documents in which both HotFlips must find the same edits: sums in another order decide near ties otherwise."""
 
@@ -46,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("plain", "nanogcg", "triggers", "memory"))
     parser.add_argument("--documents", type=int, default=8, help="plain: texts a turn")
+    parser.add_argument("--methods", nargs="+", choices=("once", "iterative"), default=["once", "iterative"])
     parser.add_argument("--flips", type=int, default=3)
     parser.add_argument("--candidates", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
@@ -55,7 +62,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--proposals", type=int, default=3000)
     parser.add_argument("--data", type=Path, default=Path("/tmp/isotone-oracle"), help="where the corpus is packed")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3, help="nanogcg, triggers")
+    parser.add_argument("--first-seed", type=int, default=0, help="triggers")
+    parser.add_argument("--text-tokens", type=int, default=136, help="triggers: of each text")
+    parser.add_argument("--searches", nargs="+", default=["surrogate", "gradient", "gradient-100"], help="triggers")
+    parser.add_argument(
+        "--limit", type=float, default=2.0, help="triggers: give up at so many times the rival's tokens"
+    )
+    parser.add_argument("--texts", type=int, default=len(TARGETS), help="nanogcg: of the targets")
     parser.add_argument("--evaluate", type=int, help="memory: stop after so many of the candidates")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -67,24 +81,27 @@ def plain(args: argparse.Namespace) -> None:
     protocol, model = PrefixProtocol(64, 8, 64), pocket()
     windows = random_windows(args.documents, protocol.length)
     vocabulary = Vocabulary.all_ids(model.config.vocab_size)
-    shared = {"flips": args.flips, "candidates": args.candidates, "per_position": 2}
-    ours = HotFlip(**shared)
+    texts, where = [torch.from_numpy(window.tokens) for window in windows], (protocol.attackable, protocol.scored)
+    iterative: dict[str, Any] = {"flips": args.flips, "candidates": args.candidates, "per_position": 2}
+    shared: dict[str, dict[str, Any]] = {"once": {"flips": args.flips}, "iterative": iterative}
+    for method in args.methods:
+        ours, rival = HotFlip(**shared[method], method=method), getattr(plain_hotflip, method)
 
-    def isotones() -> list[Any]:
-        return [row["edits"] for row in run_documents(ours, model, vocabulary, windows, protocol)]
+        def isotones(ours: HotFlip = ours) -> list[Any]:
+            return [row["edits"] for row in run_documents(ours, model, vocabulary, windows, protocol)]
 
-    def plains() -> list[Any]:
-        texts = [torch.from_numpy(window.tokens) for window in windows]
-        return [plain_hotflip.attack(model, t, protocol.attackable, protocol.scored, **shared) for t in texts]
+        def plains(method: str = method, rival: Any = rival) -> list[Any]:
+            found = [rival(model, text_L, *where, **shared[method]) for text_L in texts]
+            return [edits for edits, _, _ in found] if method == "once" else found
 
-    print(f"isotone: {ours}, {protocol}, {len(windows)} texts, fp32, 1 thread")
-    print(f"plain:   {shared}, {protocol.attackable}, {protocol.scored}, {len(windows)} texts, fp32, 1 thread")
-    seconds, results = in_turns({"isotone": isotones, "plain": plains}, args.turns)
-    same = sum(a == b for a, b in zip(results["isotone"], results["plain"], strict=True))
-    print(f"same edits in {same} of {len(windows)} texts")
-    report(seconds, len(windows), "texts", "isotone", "plain")
-    if same < EDITS_SHARE * len(windows):
-        sys.exit("the two do not find the same edits: not a comparison")
+        print(f"isotone: {ours}, {protocol}, {len(windows)} texts, judged, fp32, 1 thread")
+        print(f"plain:   {method}, {shared[method]}, {where}, {len(windows)} texts, fp32, 1 thread")
+        seconds, results = in_turns({"isotone": isotones, "plain": plains}, args.turns)
+        same = sum(a == b for a, b in zip(results["isotone"], results["plain"], strict=True))
+        print(f"same edits in {same} of {len(windows)} texts")
+        report(seconds, len(windows), "texts", "isotone", "plain")
+        if same < EDITS_SHARE * len(windows):
+            sys.exit("the two do not find the same edits: not a comparison")
 
 
 def nanogcg(args: argparse.Namespace) -> None:
@@ -94,21 +111,38 @@ def nanogcg(args: argparse.Namespace) -> None:
 
     rival.logger.disabled = True
     model, tokenizer = pocket(), load_tokenizer(Model())
-    start, init, target = "In", " x" * 20, " the beginning God created the heavens and the earth."
-    before, optimized, after = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (start, init, target)
+    ratios, losses = [], []
+    for start, target in TARGETS[: args.texts]:
+        for seed in range(args.seeds):
+            ratio, loss = against_nanogcg(rival, model, tokenizer, (start, " x" * 20, target), seed, args)
+            ratios.append(ratio)
+            losses.append(loss)
+    differences = [ours - theirs for ours, theirs in losses]
+    print(
+        f"{len(ratios)} comparisons: {statistics.median(ratios):.2f} times nanoGCG's candidates per CPU second "
+        f"({min(ratios):.2f}…{max(ratios):.2f}); loss isotone − nanogcg: mean {statistics.mean(differences):+.4f} "
+        f"({min(differences):+.4f}…{max(differences):+.4f}) nats per token, "
+        f"same or better in {sum(difference <= 0 for difference in differences)}"
     )
+
+
+def against_nanogcg(
+    rival: Any, model: Any, tokenizer: Any, texts: tuple[str, str, str], seed: int, args: argparse.Namespace
+) -> tuple[float, tuple[float, float]]:
+    """Return isotone's candidates per second over nanoGCG's, and both losses of the target in nats per token."""
+    start, init, target = texts
+    before, optimized, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
     protocol = PrefixProtocol(len(before) + len(optimized), 0, len(after))
     assert len(before) == 1, "the protocol leaves exactly the first token alone"
     config = rival.GCGConfig(
         num_steps=args.steps, optim_str_init=init, search_width=args.width, topk=args.top_k, use_prefix_cache=False,
-        allow_non_ascii=True, filter_ids=False, seed=0, verbosity="ERROR",
+        allow_non_ascii=True, filter_ids=False, seed=seed, verbosity="ERROR",
     )  # fmt: skip
-    ours = GCG(flips=len(optimized), top_k=args.top_k, candidates=args.width, steps=args.steps)
+    ours = GCG(flips=len(optimized), top_k=args.top_k, candidates=args.width, steps=args.steps, seed=seed)
     text_1L = torch.tensor([before + optimized + after])
     print(f"isotone: {ours}, loss of the target lowered, batches of 16")
     print(f"nanogcg: {config}")
-    print(f"both: {len(before)} + {len(optimized)} optimized + {len(after)} target tokens, fp32, 1 thread")
+    print(f"both: {len(before)} + {len(optimized)} optimized + {len(after)} target tokens, {target!r}, fp32, 1 thread")
 
     def isotones() -> float:
         with frozen(model):
@@ -124,7 +158,8 @@ def nanogcg(args: argparse.Namespace) -> None:
 
     seconds, results = in_turns({"isotone": isotones, "nanogcg": nanos}, args.turns)
     print(f"loss of the target: isotone {results['isotone']:.4f}, nanogcg {results['nanogcg']:.4f} nats per token")
-    report(seconds, args.steps * args.width, "candidates", "isotone", "nanogcg")
+    ratio = report(seconds, args.steps * args.width, "candidates", "isotone", "nanogcg")
+    return ratio, (results["isotone"], results["nanogcg"])
 
 
 class Lowered(Target):
@@ -147,34 +182,42 @@ class Lowered(Target):
 def triggers(args: argparse.Namespace) -> None:
     """Compare with hill climbing over random proposals, in tokens until its loss is reached."""
     model, windows = pocket(), pocket_windows(args.data, 16)
+    windows = [Window(window.id, window.tokens[: args.text_tokens]) for window in windows]
     vocabulary = Vocabulary.all_ids(model.config.vocab_size)
-    ratios = []
-    for seed in range(args.seeds):
-        attack = UniversalTriggers(
-            length=10, candidates=100, iterations=10**6, restarts=1, batch_documents=16, seed=seed
-        )
+    ratios: dict[str, list[float]] = {}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        searches = {
+            "surrogate": UniversalTriggers(10, 8, 10**6, 1, batch_documents=16, seed=seed, proposals="surrogate"),
+            "gradient": UniversalTriggers(10, 16, 10**6, 1, batch_documents=16, seed=seed),
+            "gradient-100": UniversalTriggers(10, 100, 10**6, 1, batch_documents=16, seed=seed),
+        }
         with frozen(model):
-            layout = TriggerLayout.for_model(model, vocabulary, attack.length, windows)
+            layout = TriggerLayout.for_model(model, vocabulary, 10, windows)
             texts_XT = torch.stack([torch.from_numpy(window.tokens[: layout.text_tokens]) for window in windows])
-            problem = TriggerProblem(Target(model, layout.scored(attack.length)), layout, vocabulary, texts_XT)
+            problem = TriggerProblem(Target(model, layout.scored(10)), layout, vocabulary, texts_XT)
             rival_nll, rival_tokens = propose(problem, args.proposals, seed)
-            state, nll = attack.start(), -np.inf
-            while nll < rival_nll and state["spent_tokens"] < 10 * rival_tokens:
-                state = attack.step(problem, state)
-                nll = (
-                    on_all(problem, state["running"]["trigger_ids"])[0] or -np.inf
-                )  # to know where it stands: not counted
-        reached = "" if nll >= rival_nll else " (not reached)"
-        ratios.append(rival_tokens / state["spent_tokens"])
+            print(f"seed {seed}: {rival_nll:.4f} nats per token with {rival_tokens} tokens of random proposals")
+            for name in args.searches:
+                spent, nll = spent_until(searches[name], problem, rival_nll, args.limit * rival_tokens)
+                ratios.setdefault(name, []).append(rival_tokens / spent if nll >= rival_nll else 0.0)
+                reached = "" if nll >= rival_nll else ": not reached, counted as 0"
+                print(f"  {searches[name]}: {nll:.4f} with {spent}{reached}: {rival_tokens / spent:.2f}", flush=True)
+    for name, values in ratios.items():
         print(
-            f"seed {seed}: random {rival_nll:.4f} nats per token with {rival_tokens} tokens, gradients {nll:.4f} with "
-            f"{state['spent_tokens']}: {ratios[-1]:.2f} times fewer{reached}",
-            flush=True,
+            f"{name}: {args.proposals} proposals, 16 texts of {layout.text_tokens} tokens, {args.seeds} seeds: "
+            f"median {statistics.median(values):.2f} times fewer tokens ({min(values):.2f}…{max(values):.2f})"
         )
-    print(
-        f"{args.proposals} proposals, 16 texts, {args.seeds} seeds: median {statistics.median(ratios):.2f} times fewer "
-        f"tokens ({min(ratios):.2f}…{max(ratios):.2f})"
-    )
+
+
+def spent_until(
+    attack: UniversalTriggers, problem: TriggerProblem, nll: float, limit_tokens: float
+) -> tuple[int, float]:
+    """Return the tokens a search spends until it has a trigger of a loss, or the limit, and the loss it has then."""
+    state, reached = attack.start(), -np.inf
+    while reached < nll and state["spent_tokens"] < limit_tokens:
+        state = attack.step(problem, state)
+        reached = on_all(problem, state["running"]["trigger_ids"])[0] or -np.inf  # to know where it is: not counted
+    return state["spent_tokens"], reached
 
 
 def propose(problem: TriggerProblem, num_proposals: int, seed: int) -> tuple[float, int]:
@@ -239,13 +282,14 @@ def in_turns(methods: dict[str, Callable[[], Any]], turns: int) -> tuple[dict[st
     return seconds, results
 
 
-def report(seconds: dict[str, list[float]], count: int, unit: str, ours: str, theirs: str) -> None:
+def report(seconds: dict[str, list[float]], count: int, unit: str, ours: str, theirs: str) -> float:
     for name, of_turns in seconds.items():
         print(
             f"{name}: {count / statistics.median(of_turns):.2f} {unit} per CPU second (median of {len(of_turns)} turns)"
         )
     ratios = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
-    print(f"{ours} / {theirs}: {statistics.median(ratios):.2f} times ({min(ratios):.2f}…{max(ratios):.2f})")
+    print(f"{ours} / {theirs}: {statistics.median(ratios):.2f} times ({min(ratios):.2f}…{max(ratios):.2f})", flush=True)
+    return statistics.median(ratios)
 
 
 def pocket() -> Any:

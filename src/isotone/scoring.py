@@ -76,7 +76,7 @@ def token_scores(
     nll, correct = [], []
     for rows_CV, labels_C in _chunks(logits_BTV, labels_N):
         nll.append(F.cross_entropy(rows_CV.float(), labels_C, reduction="none"))
-        correct.append(_lowest_argmax(rows_CV) == labels_C)
+        correct.append(_is_top(rows_CV, labels_C))
     shape = logits_BTV.shape[:2]
     return TokenScores(torch.cat(nll).view(shape), torch.cat(correct).view(shape))
 
@@ -114,8 +114,11 @@ def _chunks(logits_BTV: Tensor, labels_N: Tensor) -> zip:
     return zip(logits_BTV.flatten(0, 1).split(num_rows), labels_N.split(num_rows), strict=True)
 
 
-def _lowest_argmax(logits_CV: Tensor) -> Tensor:
-    """Return the lowest index of the maximum; ``argmax`` itself promises no order among ties."""
-    vocabulary_V = torch.arange(logits_CV.shape[-1], device=logits_CV.device)
-    is_max_CV = logits_CV == logits_CV.amax(dim=-1, keepdim=True)
-    return torch.where(is_max_CV, vocabulary_V, logits_CV.shape[-1]).amin(dim=-1)
+def _is_top(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """Return whether each label is the lowest index of its row's maximum (``argmax`` promises no order among ties)."""
+    top_C = logits_CV.gather(1, labels_C[:, None])[:, 0] == logits_CV.amax(dim=-1)
+    reached = top_C.nonzero().flatten()  # few rows: only they are looked through for a lower index
+    shared_RV = logits_CV[reached] == logits_CV[reached].gather(1, labels_C[reached, None])
+    lower_V = torch.arange(logits_CV.shape[-1], device=logits_CV.device)
+    top_C[reached] = ~(shared_RV & (lower_V < labels_C[reached, None])).any(dim=-1)
+    return top_C

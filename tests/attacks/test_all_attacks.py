@@ -44,6 +44,7 @@ ATTACKS: dict[str, tuple[DocumentAttack, int]] = {
     "shuffled": (ShuffledHotFlip(flips=FLIPS, candidates=6), 3 * (3 + 6)),
     "gcg": (GCG(flips=FLIPS, top_k=8, candidates=6, steps=5), 5 * (3 + 6)),
     "coordinate": (CoordinateSearch(flips=FLIPS, candidates=6, rounds=5), 1 + 5 * 6),
+    "surrogate": (CoordinateSearch(flips=FLIPS, candidates=6, rounds=5, proposals="surrogate"), 1 + 5 * 6),
     "random": (RandomEdits(flips=FLIPS, draws=4), 4),
     "frequency": (FrequencyEdits(flips=FLIPS, draws=4, counts_V=COUNTS_V), 4),
     "pgd": (EmbeddingPGD(flips=FLIPS, steps=5), 5 * 3),
@@ -51,10 +52,10 @@ ATTACKS: dict[str, tuple[DocumentAttack, int]] = {
 }
 """Each attack, and how often the length of a text it spends on a document."""
 
-SEARCHES = ("iterative", "beam", "shuffled", "gcg", "coordinate", "pgd")
+SEARCHES = ("iterative", "beam", "shuffled", "gcg", "coordinate", "surrogate", "pgd")
 """Those that hand over the best they saw, the clean text included."""
 
-BUDGETED = ("iterative", "beam", "shuffled", "gcg", "coordinate", "pgd")
+BUDGETED = ("iterative", "beam", "shuffled", "gcg", "coordinate", "surrogate", "pgd")
 ON_TEXT = [name for name in ATTACKS if name not in ("pgd", "published")]
 
 every_attack = pytest.mark.parametrize("name", ATTACKS)

@@ -1,6 +1,7 @@
 """A trigger is searched resumably within its budget, and judged on other documents, against controls."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from .test_running import StopAfter
 
 LENGTH = 30
 ATTACK = UniversalTriggers(length=3, candidates=12, iterations=5, restarts=2, batch_documents=3, seed=1)
+SURROGATE = replace(ATTACK, proposals="surrogate")
+
+either = pytest.mark.parametrize("attack", [ATTACK, SURROGATE], ids=["gradient", "surrogate"])
 
 
 @pytest.fixture
@@ -32,10 +36,11 @@ def held_out() -> list[Window]:
     return [Window(f"held-out-{i}", window.tokens) for i, window in enumerate(make_windows(5, LENGTH, seed=2))]
 
 
+@either
 def test_the_search_finds_a_trigger_that_is_better_than_its_start(
-    model: PreTrainedModel, vocabulary: Vocabulary, search: list[Window]
+    attack: UniversalTriggers, model: PreTrainedModel, vocabulary: Vocabulary, search: list[Window]
 ) -> None:
-    found = search_trigger(ATTACK, model, vocabulary, search)
+    found = search_trigger(attack, model, vocabulary, search)
     for restart in found["finished"]:
         assert restart["search_nll"] > restart["initial_search_nll"]
         assert len(restart["trigger_ids"]) == 3
@@ -44,15 +49,16 @@ def test_the_search_finds_a_trigger_that_is_better_than_its_start(
     assert found["finished"][0]["initial_ids"] != found["finished"][1]["initial_ids"]
 
 
+@either
 def test_resumed_search_equals_uninterrupted_search(
-    model: PreTrainedModel, vocabulary: Vocabulary, search: list[Window], tmp_path: Path
+    attack: UniversalTriggers, model: PreTrainedModel, vocabulary: Vocabulary, search: list[Window], tmp_path: Path
 ) -> None:
-    whole = search_trigger(ATTACK, model, vocabulary, search, state_path=tmp_path / "whole.json")
+    whole = search_trigger(attack, model, vocabulary, search, state_path=tmp_path / "whole.json")
     stops = 0
     while True:  # one step in each process
         try:
             found = search_trigger(
-                ATTACK, model, vocabulary, search, state_path=tmp_path / "state.json", stop=StopAfter(1)
+                attack, model, vocabulary, search, state_path=tmp_path / "state.json", stop=StopAfter(1)
             )
             break
         except Stopped:
@@ -60,7 +66,7 @@ def test_resumed_search_equals_uninterrupted_search(
     assert stops == 2 * (5 + 2) - 1
     assert found == whole
     assert (tmp_path / "state.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
-    assert search_trigger(ATTACK, model, vocabulary, search, state_path=tmp_path / "state.json") == whole
+    assert search_trigger(attack, model, vocabulary, search, state_path=tmp_path / "state.json") == whole
 
 
 def test_the_state_of_another_search_is_refused(
@@ -75,24 +81,26 @@ def test_the_state_of_another_search_is_refused(
         search_trigger(ATTACK, model, vocabulary, search[1:], state_path=path)
 
 
+@pytest.mark.parametrize(("attack", "standing"), [(ATTACK, 3), (SURROGATE, 1)], ids=["gradient", "surrogate"])
 def test_spent_tokens_are_those_of_the_formula_and_stay_within_the_budget(
-    model: PreTrainedModel, vocabulary: Vocabulary, search: list[Window]
+    attack: UniversalTriggers, standing: int, model: PreTrainedModel, vocabulary: Vocabulary, search: list[Window]
 ) -> None:
     length = 3 + LENGTH
-    iteration, ends = (3 + 12) * 3 * length, 2 * 7 * length
-    assert search_trigger(ATTACK, model, vocabulary, search)["spent_tokens"] == 2 * (ends + 5 * iteration)
-    bounded = UniversalTriggers(3, 12, 5, 2, 3, budget_tokens=2 * (ends + 3 * iteration) - 1, seed=1)
+    iteration, ends = (standing + 12) * 3 * length, 2 * 7 * length
+    assert search_trigger(attack, model, vocabulary, search)["spent_tokens"] == 2 * (ends + 5 * iteration)
+    bounded = replace(attack, budget_tokens=2 * (ends + 3 * iteration) - 1)
     found = search_trigger(bounded, model, vocabulary, search)
     assert [restart["iterations"] for restart in found["finished"]] == [2, 2]
     assert found["spent_tokens"] == 2 * (ends + 2 * iteration)
     with pytest.raises(UsageError, match=f"at least {2 * (ends + iteration)} are needed"):
-        search_trigger(UniversalTriggers(3, 12, 5, 2, 3, budget_tokens=1), model, vocabulary, search)
+        search_trigger(replace(attack, budget_tokens=1), model, vocabulary, search)
 
 
-def test_triggers_are_admissible(model: PreTrainedModel, search: list[Window]) -> None:
+@either
+def test_triggers_are_admissible(attack: UniversalTriggers, model: PreTrainedModel, search: list[Window]) -> None:
     allowed_V = torch.zeros(VOCABULARY, dtype=torch.bool)
     allowed_V[20:30] = True
-    found = search_trigger(ATTACK, model, Vocabulary(allowed_V), search)
+    found = search_trigger(attack, model, Vocabulary(allowed_V), search)
     for restart in found["finished"]:
         assert all(20 <= token < 30 for token in restart["trigger_ids"] + restart["initial_ids"])
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from isotone import records
 from isotone.attacks.budget import forward_tokens, gradient_tokens
 from isotone.attacks.protocol import Window
+from isotone.attacks.random_edits import random_tokens
 from isotone.attacks.running import Progress
 from isotone.attacks.scoring import Target, frozen
-from isotone.attacks.search import first_order_gains, top_pairs
+from isotone.attacks.search import Pairs, first_order_gains, top_pairs
+from isotone.attacks.surrogate import MOST, Evaluated, promising_pairs
 from isotone.attacks.vocabulary import Vocabulary
 from isotone.determinism import stream_key
 from isotone.errors import IsotoneError, UsageError
@@ -101,6 +103,8 @@ class UniversalTriggers:
 
     An iteration takes the gradient over a batch of search documents, evaluates the best-ranked candidates (each
     position gets its share) exactly on the same batch, and goes to the best one if it beats the trigger as it stands.
+    Without gradients (``proposals``) a regression on all that the restart evaluated takes their place (surrogate.py);
+    the candidates of its first iteration are drawn.
 
     Attributes:
         length: tokens of the trigger.
@@ -110,6 +114,7 @@ class UniversalTriggers:
         batch_documents: search documents an iteration is evaluated on.
         budget_tokens: of the whole search, shared equally by the restarts, which then iterate less; None: no bound.
         seed: of the starts and the order of documents.
+        proposals: gradient or surrogate.
     """
 
     name: ClassVar[str] = "triggers"
@@ -122,10 +127,13 @@ class UniversalTriggers:
     batch_documents: int = 8
     budget_tokens: int | None = None
     seed: int = 0
+    proposals: Literal["gradient", "surrogate"] = "gradient"
 
     def __post_init__(self) -> None:
         if min(self.length, self.candidates, self.iterations, self.restarts, self.batch_documents) < 1:
             raise ValueError(f"every number must be at least 1, found {self}")
+        if self.proposals not in ("gradient", "surrogate"):
+            raise ValueError(f"proposals: found {self.proposals!r}, allowed are gradient and surrogate")
 
     def start(self) -> State:
         """Return the state before the first step."""
@@ -154,7 +162,7 @@ class UniversalTriggers:
             return self.iterations
         length = problem.layout.scored(self.length).stop
         batch = min(self.batch_documents, len(problem.texts_XT))
-        iteration = gradient_tokens(batch, length) + forward_tokens(self.candidates * batch, length)
+        iteration = self._standing_tokens(batch, length) + forward_tokens(self.candidates * batch, length)
         ends = forward_tokens(2 * len(problem.texts_XT), length)  # the first and the last trigger, on all documents
         affordable = (self.budget_tokens // self.restarts - ends) // iteration
         if affordable < 1:
@@ -177,28 +185,60 @@ class UniversalTriggers:
         texts_BT = problem.texts_XT[self._batch(problem, len(state["finished"]), running["iteration"])]
         trigger_K = torch.tensor(running["trigger_ids"])
         sequences_BL = layout.join(trigger_K[None], texts_BT)
-        gradient = problem.target.gradient(sequences_BL)
-        grad_KD = gradient.grad_BLD[:, layout.start : layout.start + self.length].sum(dim=0)
-        candidates_NK = self._candidates(problem, trigger_K, grad_KD)
+        learns = self.proposals == "surrogate"
+        if learns:
+            standing, pairs = float(problem.target.nats(sequences_BL).sum()), self._learned_pairs(problem, state)
+        else:
+            gradient = problem.target.gradient(sequences_BL)
+            grad_KD = gradient.grad_BLD[:, layout.start : layout.start + self.length].sum(dim=0)
+            standing, pairs = float(gradient.nats_B.sum()), self._ranked_pairs(problem, trigger_K, grad_KD)
+        candidates_NK = _written(trigger_K, pairs)
         nats_N = problem.target.nats(layout.join(candidates_NK, texts_BT)).view(-1, len(texts_BT)).sum(dim=1)
-        best_nats = float(gradient.nats_B.sum())
+        best, best_nats = None, standing
         for index, nats in enumerate(nats_N.tolist()):
             if best_nats < nats < math.inf:
-                best_nats, trigger_K = nats, candidates_NK[index]
+                best, best_nats = index, nats
+        if best is not None:
+            trigger_K = candidates_NK[best]
         length = sequences_BL.shape[1]
-        spent = gradient_tokens(len(texts_BT), length) + forward_tokens(len(candidates_NK) * len(texts_BT), length)
+        spent = self._standing_tokens(len(texts_BT), length) + forward_tokens(len(nats_N) * len(texts_BT), length)
+        if learns:
+            running = running | {"evaluated": _learned(running.get("evaluated"), pairs, nats_N - standing, best)}
         running = running | {"iteration": running["iteration"] + 1, "trigger_ids": trigger_K.tolist()}
         return state | {"running": running, "spent_tokens": state["spent_tokens"] + spent}
 
-    def _candidates(self, problem: TriggerProblem, trigger_K: Tensor, grad_KD: Tensor) -> Tensor:
-        """Return the triggers to evaluate, one token changed in each, best-ranked first [N, K]."""
+    def _standing_tokens(self, num_texts: int, length: int) -> int:
+        """Return what an iteration spends on the trigger as it stands."""
+        return (forward_tokens if self.proposals == "surrogate" else gradient_tokens)(num_texts, length)
+
+    def _ranked_pairs(self, problem: TriggerProblem, trigger_K: Tensor, grad_KD: Tensor) -> Pairs:
+        """Return positions and tokens to evaluate, best-ranked by the gradient first."""
         target = problem.target
         admissible_V = problem.vocabulary.admissible_V.to(target.device)
         gains_KV = first_order_gains(grad_KD, target.embeddings_VD, trigger_K.to(target.device), admissible_V)
-        rows, columns = top_pairs(gains_KV, self.candidates, per_row=math.ceil(self.candidates / self.length))
-        candidates_NK = trigger_K.repeat(len(rows), 1)
-        candidates_NK[torch.arange(len(rows)), rows] = columns
-        return candidates_NK
+        return top_pairs(gains_KV, self.candidates, per_row=math.ceil(self.candidates / self.length))
+
+    def _learned_pairs(self, problem: TriggerProblem, state: State) -> Pairs:
+        """Return positions and tokens to evaluate: drawn at first, then what is expected to do most."""
+        running, vocabulary = state["running"], problem.vocabulary
+        trigger_K, known = torch.tensor(running["trigger_ids"]), running.get("evaluated")
+        if known is not None and known["gains"]:
+            positions_N, tokens_N = torch.tensor(known["positions"]), torch.tensor(known["tokens"])
+            before = len(positions_N) - known["since"]
+            return promising_pairs(
+                problem.target.embeddings_VD,
+                vocabulary.admissible_V,
+                trigger_K,
+                torch.ones(self.length, dtype=torch.bool),
+                Evaluated(positions_N, tokens_N, torch.tensor(known["gains"], dtype=torch.float64)),
+                tried=(positions_N[before:], tokens_N[before:]),
+                count=self.candidates,
+            )
+        key = stream_key(self.seed, "trigger candidates", len(state["finished"]), running["iteration"])
+        generator = np.random.default_rng(key)
+        drawn_N = generator.integers(0, self.length, self.candidates)
+        written_N = random_tokens(generator, vocabulary.ids_N.numpy(), trigger_K.numpy()[drawn_N])
+        return torch.from_numpy(drawn_N), torch.from_numpy(written_N)
 
     def _batch(self, problem: TriggerProblem, restart: int, iteration: int) -> Tensor:
         """Return the search documents of an iteration: every pass is shuffled anew and leaves a broken batch out."""
@@ -221,6 +261,31 @@ class UniversalTriggers:
         }
         finished = [*state["finished"], entry]
         return state | {"finished": finished, "running": None, "spent_tokens": state["spent_tokens"] + spent}
+
+
+def _written(trigger_K: Tensor, pairs: Pairs) -> Tensor:
+    """Return the triggers that candidates make of one, one token changed in each [N, K]."""
+    positions_N, tokens_N = pairs
+    candidates_NK = trigger_K.repeat(len(tokens_N), 1)
+    candidates_NK[torch.arange(len(tokens_N)), positions_N] = tokens_N
+    return candidates_NK
+
+
+def _learned(known: dict[str, Any] | None, pairs: Pairs, gains_N: Tensor, best: int | None) -> dict[str, Any]:
+    """Return the latest evaluations with a finite gain, as JSON; ``since``: those of the trigger as it stands.
+
+    Gains at a changed position become those against the token that is there now.
+    """
+    known = known or {"positions": [], "tokens": [], "gains": [], "since": 0}
+    finite_N = gains_N.isfinite()
+    positions = [*known["positions"], *pairs[0][finite_N].tolist()]
+    tokens = [*known["tokens"], *pairs[1][finite_N].tolist()]
+    gains = [*known["gains"], *gains_N[finite_N].tolist()]
+    since = known["since"] + int(finite_N.sum())
+    if best is not None:
+        at, gain, since = int(pairs[0][best]), float(gains_N[best]), 0
+        gains = [value - gain if position == at else value for position, value in zip(positions, gains, strict=True)]
+    return {"positions": positions[-MOST:], "tokens": tokens[-MOST:], "gains": gains[-MOST:], "since": min(since, MOST)}
 
 
 def on_all(problem: TriggerProblem, trigger: list[int]) -> tuple[float | None, int]:
