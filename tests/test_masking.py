@@ -61,6 +61,16 @@ def probes(correlation: float, gradient: float = 0.8, chance: float = 0.3, seed:
     return found
 
 
+def test_either_kind_of_coordinate_search_is_the_one_without_gradients() -> None:
+    drawn = index(diagnosed(arm(free=0.3), arm(free=0.1)), "gradient-free")
+    by_surrogate = [
+        evidence(rows(harms(0.4)), rows(harms(free, 2), attack=("coordinate", "surrogate"))) for free in (0.3, 0.1)
+    ]
+    proposed = index(diagnosed(*by_surrogate), "gradient-free")
+    assert drawn.measured
+    assert (proposed.measured, proposed.value_arm) == (True, drawn.value_arm)
+
+
 def test_equal_arms_are_not_flagged() -> None:
     same = arm(probes=probes(0.5))
     found = diagnosed(same, same)

@@ -269,6 +269,8 @@ class Triggers(Part):
     """Independent searches; the best on search documents is reported, all are listed."""
     batch_size: Count = 8
     """Search documents on which one iteration is evaluated."""
+    proposals: Literal["gradient", "surrogate"] = "gradient"
+    """Where candidates come from: the gradient, or a regression on what the restart evaluated."""
     budget_tokens: Count | None = None
     """Forward tokens (a backward counts twice) that the whole search may spend; iterations end early at it."""
 
@@ -288,9 +290,11 @@ class Coordinate(Part):
     """Gradient-free coordinate search; edits at most attacks.hotflip.flips tokens."""
 
     candidates: Count = 32
-    """Exactly evaluated random candidates a round."""
+    """Exactly evaluated candidates a round."""
     rounds: Count = 40
     """Rounds, where attacks.budget_tokens is not given."""
+    proposals: Literal["random", "surrogate"] = "random"
+    """Where candidates come from: random draws, or a regression on what was evaluated of the document."""
 
 
 class Pgd(Part):

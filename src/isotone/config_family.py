@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from isotone.config import Attacks, Declared
 
-_ONE_VARIANT = {"gcg": "top_k", "coordinate": "random", "pgd": "l2"}
-"""Further attacks that are made in one variant, as their rows name it."""
+_ONE_VARIANT = ("gcg", "coordinate", "pgd")
+"""Further attacks that are made in one variant."""
 
 _FURTHER = (*_ONE_VARIANT, "frequency")
 
@@ -22,7 +22,9 @@ def measured_variants(attacks: "Attacks") -> dict[str, tuple[str, ...]]:
         "triggers": ("universal",),
         "random_edits": ("uniform", "frequency") if "frequency" in asked else ("uniform",),
     }
-    found |= {name: (_ONE_VARIANT[name],) for name in asked if name in _ONE_VARIANT}
+    proposals = attacks.coordinate.proposals if attacks.coordinate else ""
+    names = {"gcg": "top_k", "coordinate": proposals, "pgd": "l2"}  # as their rows name them
+    found |= {name: (names[name],) for name in asked if name in _ONE_VARIANT}
     return found | ({"ensemble": ("worst_case",)} if asked else {})
 
 

@@ -21,7 +21,7 @@ from isotone.evidence import WORST, AttackKey, Column, Evidence, Seeds, changes,
 from isotone.statistics import Estimate, linearized_estimate
 
 WITH_GRADIENT: tuple[AttackKey, ...] = (("hotflip", "iterative"), ("hotflip", "beam"), ("gcg", "top_k"))
-GRADIENT_FREE: AttackKey = ("coordinate", "random")
+GRADIENT_FREE: tuple[AttackKey, ...] = (("coordinate", "random"), ("coordinate", "surrogate"))
 PER_TOKEN = "nats per scored token"
 ONCE, ITERATIVE = ("hotflip", "once"), ("hotflip", "iterative")
 
@@ -246,7 +246,7 @@ def gradient_free_minus_gradient(evidence: Evidence) -> Column | str:
     The best gradient attack is the one with the largest mean change on this arm: choosing it on the same documents can
     make the index smaller only.
     """
-    free = evidence.attacks.get(GRADIENT_FREE)
+    free = next((rows for key in GRADIENT_FREE if (rows := evidence.attacks.get(key))), None)
     if not free:
         return "the attack coordinate was not made"
     by_gradient = [_at_equal_budget(free, evidence.attacks[k]) for k in WITH_GRADIENT if evidence.attacks.get(k)]

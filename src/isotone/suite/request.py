@@ -21,7 +21,9 @@ FURTHER = ("gcg", "coordinate", "pgd", "frequency")
 
 ALL_ATTACKS = ("hotflip", "triggers", *FURTHER, "random")
 
-_VARIANTS = {"hotflip": None, "triggers": None, "gcg": "top_k", "coordinate": "random"}
+_DECLARED = ("hotflip", "triggers", "gcg", "coordinate")
+"""Attacks whose Δ is confirmatory where they are made."""
+
 _SETTABLE = (
     *("attacks.", "analysis.", "runtime.", "evaluation.stride", "evaluation.context", "evaluation.batch_size"),
     *("model.revision", "model.gguf_file", "model.attention", "model.allow_pickle", "model.trust_remote_code"),
@@ -175,11 +177,7 @@ def _tree(sources: Mapping[str, str], attacks: Sequence[str], documents: Path, o
                     f"--matched-loss: the control of {arm} is to be named {matched_name(arm)}; rename that model"
                 )
     family = [{"metric": "nll"}]
-    family += [
-        _given({"metric": "delta_nll", "attack": name}, {"variant": variant})
-        for name, variant in _VARIANTS.items()
-        if name in attacks
-    ]
+    family += [{"metric": "delta_nll", "attack": name} for name in _DECLARED if name in attacks]
     return {
         "name": "attack",
         "data": {"source": str(documents), "text_field": options.text_field},

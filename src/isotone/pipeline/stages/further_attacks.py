@@ -70,7 +70,8 @@ def further_attack(
     if (gcg := config.gcg) is not None and kind == "gcg":
         return GCG(flips, gcg.top_k, gcg.candidates, gcg.steps, budget_tokens=budget, seed=seed)
     if (coordinate := config.coordinate) is not None and kind == "coordinate":
-        return CoordinateSearch(flips, coordinate.candidates, coordinate.rounds, budget_tokens=budget, seed=seed)
+        values = (flips, coordinate.candidates, coordinate.rounds)
+        return CoordinateSearch(*values, budget_tokens=budget, seed=seed, proposals=coordinate.proposals)
     if (pgd := config.pgd) is not None and kind == "pgd":
         return EmbeddingPGD(flips, pgd.steps, pgd.radius, budget_tokens=budget)
     if (frequency := config.frequency) is not None and kind == "frequency":

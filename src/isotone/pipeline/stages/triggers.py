@@ -65,4 +65,5 @@ def trigger_search(config: Triggers, seed: int) -> UniversalTriggers:
         batch_documents=config.batch_size,
         budget_tokens=config.budget_tokens,
         seed=seed,
+        proposals=config.proposals,
     )
