@@ -82,9 +82,12 @@ def test_the_form_of_results_is_known_without_torch() -> None:
     [
         ({"family": [{"metric": "nll", "attack": "hotflip"}]}, "nll is of clean text; leave attack and variant out"),
         ({"family": [{"metric": "delta_nll"}]}, "delta_nll is of an attack; name it"),
-        ({"family": [{"metric": "delta_nll", "attack": "gcg"}]}, "which one of gcg"),
         ({"family": [{"metric": "delta_nll", "attack": "hotflip", "variant": "beem"}]}, "found 'beem', allowed: once"),
         ({"family": [{"metric": "nll"}, {"metric": "nll"}]}, "a member is there twice"),
+        (
+            {"family": [{"metric": "delta_nll", "attack": "hotflip", "variant": v} for v in (None, "iterative")]},
+            "a member is there twice",
+        ),
         ({"family": []}, "at least 1"),
         ({"level": 0.2}, "less than or equal to 0.05"),
         ({"margin_share": 0}, "greater than 0"),

@@ -54,6 +54,8 @@ def probes(correlation: float, gradient: float = 0.8, chance: float = 0.3, seed:
                 "first_order": predicted.tolist(),
                 "true": true.tolist(),
                 "oracle": gains,
+                "tried": 4000,
+                "admissible": 4000,
             }
         )
     return found
@@ -131,6 +133,9 @@ def test_regret_is_a_share_of_what_there_was_to_gain() -> None:
     assert regret.flagged
     assert (regret.value_arm, regret.value_baseline) == (pytest.approx(0.7), pytest.approx(0.1))
     assert not regret.weak_on_both  # regret is never below 0: on the baseline, random candidates are the bar
+    assert regret.meaning == "regret of gradient candidates to all tokens at a position"
+    sample = [row | {"tried": 1200} for row in probes(0.5)]
+    assert "to 1,200 random tokens at" in index(diagnosed(arm(probes=sample), arm(probes=sample)), "oracle").meaning
     unlucky = probes(0.5, gradient=0.5, chance=0.6)
     assert index(diagnosed(arm(probes=unlucky), arm(probes=unlucky)), "oracle").weak_on_both
     for row in unlucky:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from isotone import records
-from isotone.attacks import HotFlip, PrefixProtocol, PublishedHotFlip, Vocabulary, run_documents
+from isotone.attacks import HotFlip, PrefixProtocol, PublishedHotFlip, Vocabulary, run_documents, worst_case
 from isotone.attacks.protocol import Window
 from isotone.attacks.summary import summarize as summarize_attack
 from isotone.attacks.summary import summarize_triggers
@@ -99,6 +99,17 @@ def test_identical_arms_differ_in_nothing(found: dict[str, ArmFindings]) -> None
     assert {c.verdict for c in results.conclusions} == {"no_difference_shown"}
     assert [c.subject for c in results.conclusions] == ["clean_loss", "robustness", "robustness"]
     assert results.conclusions[1].equivalent is True
+
+
+def test_the_ensemble_is_concluded_about_where_there_is_one(found: dict[str, ArmFindings]) -> None:
+    arm = found["plain"]
+    rows = worst_case(list(arm.hotflip_rows.values()))
+    both = replace(arm, attacks={"ensemble": summarize_attack(rows)}, attack_rows={"ensemble": rows})
+    results = results_of({"baseline": both, "monotonic": both}, margins={"hotflip": 0.1, "ensemble": 0.2})
+    assert [c.attack for c in results.conclusions] == [None, "hotflip", "triggers", "ensemble"]
+    assert results.conclusions[-1].equivalent is True
+    assert "within the margin of ±0.200" in results.conclusions[-1].sentence
+    assert "robustness between monotonic and baseline under the worst of all" in results.conclusions[-1].sentence
 
 
 def test_measurements_equal_the_attacks_own_entries(found: dict[str, ArmFindings]) -> None:

@@ -57,6 +57,15 @@ def _differences(sentence: str) -> list[str]:
     return [word.strip("[],.;") for word in sentence.split() if word.strip("[").startswith(("+", "-"))]
 
 
+def test_the_ensemble_is_concluded_in_the_same_words() -> None:
+    key = DELTA._replace(attack="ensemble", variant="worst_case")
+    same = compared(CLEAN, 3 + noise(3, 0.001), 3 + noise(4, 0.001))
+    one = conclude_robustness(compared(DELTA, 0.30 + noise(1), 0.38 + noise(2)), [same], 0.02)
+    other = conclude_robustness(compared(key, 0.30 + noise(1), 0.38 + noise(2)), [same], 0.02)
+    assert (other.attack, other.variant, other.verdict) == ("ensemble", "worst_case", one.verdict)
+    assert other.sentence == one.sentence.replace("HotFlip (iterative)", "the worst of all attacks on its text")
+
+
 def test_identical_arms_give_no_difference_shown() -> None:
     values = 0.3 + noise(1)
     result = conclude_robustness(compared(DELTA, values, values), [compared(CLEAN, values, values)], margin=0.03)

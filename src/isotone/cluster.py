@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from isotone.config_types import Count, Part, Positive, Share
 
-FURTHER_STAGES = ("gcg", "coordinate", "pgd", "frequency", "transfer")
-"""Stages of attacks that an experiment may ask for beside HotFlip and triggers."""
+FURTHER_STAGES = ("gcg", "coordinate", "pgd", "frequency", "probe", "transfer")
+"""Stages of number 6 that an experiment may ask for beside HotFlip and triggers."""
 
 STAGES = ("setup", "constrain", "train", "evaluate", "triggers", "hotflip", *FURTHER_STAGES, "aggregate", "summary")
 """Names under ``cluster.stages``; single training stages are train_ARM."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from isotone.cluster import Cluster
+from isotone.config_family import declared_variant, why_never_measured
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
 
@@ -308,6 +309,28 @@ class Frequency(Part):
     """Draws a document; the first is the attack."""
 
 
+class Probe(Part):
+    """How much gradients tell of what edits do: what two signs of masking are measured on. No attack."""
+
+    edits: Annotated[int, Field(ge=2)] = 500
+    """Random single edits a document, for the rank correlation of first-order and true change."""
+    candidates: Count = 32
+    """Tokens of one position that are taken by gradient, and as many at random, against the best of all."""
+    oracle_tokens: Count | None = None
+    """Admissible tokens that are tried there: all of them unless given, else so many random ones, which is cheaper."""
+    num_documents: Count = 8
+    """How many of the attacked documents are asked about, the first ones; each costs a forward for each token tried."""
+
+    @model_validator(mode="after")
+    def _candidates_can_miss_something(self) -> "Probe":
+        if self.oracle_tokens is not None and self.candidates >= self.oracle_tokens:
+            raise ValueError(
+                f"candidates: {self.candidates} of the {self.oracle_tokens} tokens of oracle_tokens cannot miss the "
+                f"best of them; take fewer"
+            )
+        return self
+
+
 class Attacks(Part):
     """What all attacks share, and each attack's own values."""
 
@@ -333,6 +356,8 @@ class Attacks(Part):
     frequency: Frequency | None = None
     transfer: bool = False
     """Replay every arm's edits and triggers on every other arm."""
+    probe: Probe | None = None
+    """Compare what gradients predict with what edits do, on every arm but controls at matched loss. None: not done."""
 
     @model_validator(mode="after")
     def _a_method_that_conclusions_can_rest_on(self) -> "Attacks":
@@ -376,9 +401,9 @@ class Declared(Part):
 
     metric: Literal["nll", "bits_per_byte", "delta_nll", "success_rate", "top1_change"]
     attack: str | None = None
-    """None: of clean text."""
+    """None: of clean text. Else as results name it: hotflip, triggers, random_edits, a further one, or ensemble."""
     variant: str | None = None
-    """The one that conclusions rest on unless given (hotflip: the strongest of its methods)."""
+    """The one that conclusions rest on unless given (hotflip: the strongest of its methods; else the only one)."""
 
     @model_validator(mode="after")
     def _attack_where_something_is_attacked(self) -> "Declared":
@@ -387,8 +412,6 @@ class Declared(Part):
             raise ValueError(f"attack: {self.metric} is of clean text; leave attack and variant out")
         if not clean and self.attack is None:
             raise ValueError(f"attack: {self.metric} is of an attack; name it")
-        if self.attack not in (None, "hotflip", "triggers") and self.variant is None:
-            raise ValueError(f"variant: which one of {self.attack}? name it as results do")
         return self
 
 
@@ -444,13 +467,11 @@ class Experiment(Part):
 
     @model_validator(mode="after")
     def _family_is_measured(self) -> "Experiment":
-        variants = (*self.attacks.hotflip.methods, "published")
         for index, declared in enumerate(self.analysis.family):
-            if declared.attack == "hotflip" and declared.variant not in (None, *variants):
-                raise ValueError(
-                    f"analysis.family.{index}.variant: found {declared.variant!r}, allowed: {', '.join(variants)}"
-                )
-        if len(set(self.analysis.family)) < len(self.analysis.family):
+            if (problem := why_never_measured(declared, self.attacks)) is not None:
+                raise ValueError(f"analysis.family.{index}.{problem}")
+        meant = {(d.metric, d.attack, declared_variant(d, self.attacks)) for d in self.analysis.family}
+        if len(meant) < len(self.analysis.family):
             raise ValueError("analysis.family: a member is there twice")
         return self
 

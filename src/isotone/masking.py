@@ -91,7 +91,7 @@ def diagnose(arm: str, baseline: str, seeds: Seeds, primary: AttackKey) -> Maski
         seeds: evidence of all arms, by seed.
         primary: the attack whose edits are transferred.
     """
-    indices = [_index(d, arm, baseline, seeds) for d in _definitions(primary)]
+    indices = [_index(d, arm, baseline, seeds) for d in _definitions(primary, _tried(seeds))]
     flagged = [index.name for index in indices if index.flagged]
     measured = [index for index in indices if index.measured]
     label: Literal["possible masking", "none flagged", "not measured"] = (
@@ -206,7 +206,14 @@ def _is_positive(estimate: Estimate) -> bool:
 # --- what a document adds to each index ------------------------------------------------------------------------------
 
 
-def _definitions(primary: AttackKey) -> tuple[_Definition, ...]:
+def _tried(seeds: Seeds) -> str:
+    """Return what probes took for all tokens of a position: a sample of the vocabulary is named as such."""
+    rows = [row for of_seed in seeds for found in of_seed.values() for row in found.probes if row["status"] == "ok"]
+    fewest = min((row["tried"] for row in rows if row["tried"] < row["admissible"]), default=None)
+    return "all tokens" if fewest is None else f"{fewest:,} random tokens"
+
+
+def _definitions(primary: AttackKey, tried: str) -> tuple[_Definition, ...]:
     def transferred(evidence: Evidence, other: str) -> Column | str:
         return transferred_minus_own(evidence, other, primary)
 
@@ -217,7 +224,7 @@ def _definitions(primary: AttackKey) -> tuple[_Definition, ...]:
         _Definition("transfer", "edits found on the other arm minus its own edits", PER_TOKEN, *_twice(transferred)),
         _Definition("first order", "minus rank correlation of first-order and true change", "1", *_twice(_rank)),
         _Definition(
-            "oracle", "regret of gradient candidates to all tokens at a position", "share of gain", _regret, _luck
+            "oracle", f"regret of gradient candidates to {tried} at a position", "share of gain", _regret, _luck
         ),
         _Definition("one step", "one-shot minus iterative HotFlip", PER_TOKEN, *_twice(_once)),
     )
@@ -326,9 +333,9 @@ def _oracle(evidence: Evidence, better: str, worse: str) -> Column | str:
 
     A token can be left as it is, so no gain is below 0.
     """
-    found = {row["id"]: row["oracle"] for row in evidence.probes if row["status"] == "ok"}
-    if not found:
+    if not evidence.probes:
         return "the probe was not made"
+    found = {row["id"]: row["oracle"] for row in evidence.probes if row["status"] == "ok"}
     gains = {d: {name: max(0.0, change) for name, change in of_row.items()} for d, of_row in found.items()}
     return {d: (gain[better] - gain[worse], gain["oracle"]) for d, gain in gains.items()}
 

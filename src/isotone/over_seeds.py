@@ -18,6 +18,7 @@ from isotone.result_models import (
     ComparisonOverSeeds,
     FinalResults,
     PooledMeasurement,
+    PooledTransfer,
     SeedDifference,
     SummaryResults,
 )
@@ -31,6 +32,7 @@ from isotone.results import (
     missed,
     primary_variant,
 )
+from isotone.transfer import Cell, pooled_matrix
 
 Json = dict[str, Any]
 Quantities = Mapping[str, Mapping[Key, Quantity]]
@@ -44,11 +46,13 @@ class SeedFindings:
         final: its results.
         quantities: by arm and key, what its documents' rows come to.
         evidence: by arm, the rows themselves, for decompositions, signs of masking and verdicts.
+        transfer: by cell of the transfer matrix, the change of loss.
     """
 
     final: FinalResults
     quantities: Quantities
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    transfer: Mapping[Cell, Quantity] = field(default_factory=dict)
 
 
 def build_summary(experiment: Experiment, found: Mapping[int, SeedFindings]) -> SummaryResults:
@@ -87,6 +91,7 @@ def build_summary(experiment: Experiment, found: Mapping[int, SeedFindings]) -> 
             variant,
             margins,
         ),
+        transfer=[PooledTransfer(**entry) for entry in pooled_matrix([f.transfer for f in found.values()])],
         differences_between_arms=differences_between_arms(experiment),
         not_pooled=list(_not_pooled(arms, found)),
     )
@@ -182,7 +187,9 @@ def _arm(arm: str, finals: Mapping[int, FinalResults], pooled: Sequence[Json]) -
         hotflip=hotflip,
         triggers=triggers,
         attacks={
-            name: _attack_entry(of_arm, entry["attack"], entry["variant"]) for name, entry in first.attacks.items()
+            name: _attack_entry(of_arm, entry["attack"], entry["variant"])
+            | ({"upper_bound": True} if entry.get("upper_bound") else {})
+            for name, entry in first.attacks.items()
         },
         certificate=_certificate({seed: result.certificate for seed, result in of_seeds.items()}),
         training={str(seed): result.training for seed, result in of_seeds.items()},
@@ -248,3 +255,6 @@ def _not_pooled(arms: Sequence[str], found: Mapping[int, SeedFindings]) -> Itera
         for key in dict.fromkeys(key for table in tables.values() for key in table):
             if lacking := [seed for seed, table in tables.items() if key not in table]:
                 yield {"arm": arm, **key._asdict(), "missing_in": lacking}
+    for cell, quantity in {c: q for f in found.values() for c, q in f.transfer.items()}.items():
+        if lacking := [seed for seed, f in found.items() if cell not in f.transfer]:
+            yield {"arm": cell.target, "source": cell.source, **quantity.key._asdict(), "missing_in": lacking}

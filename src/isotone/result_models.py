@@ -131,6 +131,12 @@ class Transfer(_Result):
     unit: str
 
 
+class PooledTransfer(Transfer):
+    """The same over all seeds, on the documents that have figures in every seed."""
+
+    num_seeds: int
+
+
 class ArmResult(_Result):
     """The figures of one arm in one place."""
 
@@ -273,6 +279,8 @@ class SummaryResults(_Result):
     family: list[FamilyMember] = []
     """The confirmatory family, as the configuration declares it."""
     conclusions: list[Conclusion]
+    transfer: list[PooledTransfer] = []
+    """Every arm's edits and triggers on every arm, where attacks.transfer asks for it."""
     differences_between_arms: list[dict[str, Any]]
     not_pooled: list[dict[str, Any]]
     """Measures that some seeds have and others lack, with the seeds that lack them."""

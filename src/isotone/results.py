@@ -18,7 +18,8 @@ from isotone.comparisons import (
     trigger_quantities,
 )
 from isotone.config import Experiment
-from isotone.evidence import Evidence, Seeds, by_attack, with_ensemble
+from isotone.config_family import declared_variant, primary_method
+from isotone.evidence import WORST, Evidence, Seeds, by_attack, with_ensemble
 from isotone.result_models import ArmResult, Comparison, FamilyMember, FinalResults, Measurement, Transfer
 from isotone.robustness import Floors
 from isotone.statistics import holm
@@ -32,6 +33,9 @@ MIN_FORWARDS = 20
 
 TRIGGERS = Key("delta_nll", "triggers", "universal", PREPENDED)
 """What conclusions on triggers rest on."""
+
+ENSEMBLE = Key("delta_nll", *WORST, PREFIX)
+"""What conclusions on all attacks on text together rest on, where further ones were made."""
 
 Json = dict[str, Any]
 
@@ -153,7 +157,7 @@ def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str,
         clean = by_key.get(Key("nll"))
         if clean is not None:
             found.append(conclude_clean(clean))
-        for key in (Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS):
+        for key in (Key("delta_nll", "hotflip", variant, PREFIX), TRIGGERS, ENSEMBLE):
             if key in by_key:
                 scored = by_key.get(key._replace(metric="clean_nll"))
                 losses = [entry for entry in (clean, scored) if entry is not None]
@@ -163,7 +167,7 @@ def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str,
 
 def primary_variant(experiment: Experiment) -> str:
     """Return HotFlip's variant that conclusions rest on: the first of iterative, beam and once that is configured."""
-    return next(name for name in ("iterative", "beam", "once") if name in experiment.attacks.hotflip.methods)
+    return primary_method(experiment.attacks)
 
 
 def differences_between_arms(experiment: Experiment) -> list[Json]:
@@ -224,10 +228,8 @@ def family_of(experiment: Experiment) -> list[Key]:
     """Return the keys of the declared family; a variant that is not given is the one that conclusions rest on."""
     keys = []
     for declared in experiment.analysis.family:
-        variant = declared.variant or {"hotflip": primary_variant(experiment), "triggers": "universal"}.get(
-            declared.attack or ""
-        )
         protocol = {None: None, "triggers": PREPENDED}.get(declared.attack, PREFIX)
+        variant = declared_variant(declared, experiment.attacks)
         keys.append(Key(declared.metric, declared.attack, variant, protocol))
     return keys
 

@@ -1,10 +1,19 @@
-"""The transfer matrix: what edits and triggers found on one arm do to every arm, pooled over documents."""
+"""The transfer matrix: what edits and triggers found on one arm do to every arm, pooled over documents and seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from isotone.comparisons import PREFIX, PREPENDED, Row, change_quantity
+from isotone.comparisons import PREFIX, PREPENDED, Quantity, Row, change_quantity, measure
 from isotone.results import ArmFindings
+
+
+class Cell(NamedTuple):
+    """Where edits were found, which arm they were replayed on, and by what they were found."""
+
+    source: str
+    target: str
+    attack: str
+    variant: str
 
 
 def transfer_matrix(findings: Mapping[str, ArmFindings], replayed: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
@@ -14,6 +23,27 @@ def transfer_matrix(findings: Mapping[str, ArmFindings], replayed: Mapping[str, 
         findings: by arm; what each arm's own attacks did.
         replayed: by target arm, rows of other arms' attacks (``source`` says whose).
     """
+    kept = ("attack", "variant", "protocol", "n", "num_missing", "value", "ci95", "unit")
+    return [
+        _entry(cell, quantity.measurement(cell.target, seed=0), kept)
+        for cell, quantity in transfer_quantities(findings, replayed).items()
+    ]
+
+
+def pooled_matrix(of_seeds: Sequence[Mapping[Cell, Quantity]]) -> list[dict[str, Any]]:
+    """Return the matrix over seeds, of the cells that all of them have; documents are crossed with seeds."""
+    kept = ("attack", "variant", "protocol", "n", "num_missing", "num_seeds", "value", "ci95", "unit")
+    return [
+        _entry(cell, measure(cell.target, [of_seed[cell] for of_seed in of_seeds]), kept)
+        for cell in (of_seeds[0] if of_seeds else ())
+        if all(cell in of_seed for of_seed in of_seeds)
+    ]
+
+
+def transfer_quantities(
+    findings: Mapping[str, ArmFindings], replayed: Mapping[str, Sequence[Row]]
+) -> dict[Cell, Quantity]:
+    """Return the change of loss in each cell of the matrix of one seed; arguments as for ``transfer_matrix``."""
     cells: dict[tuple[str, str], dict[tuple[str, str], list[Row]]] = {}
     for target, rows in replayed.items():
         for row in rows:
@@ -23,13 +53,14 @@ def transfer_matrix(findings: Mapping[str, ArmFindings], replayed: Mapping[str, 
     for arm, found in findings.items():
         own = {(rows[0]["attack"], rows[0]["variant"]): list(rows) for rows in _own_rows(found) if rows}
         cells[arm, arm] = {key: own[key] for key in attacks if key in own}
-    return [
-        _entry(source, target, cells[source, target][key])
+    return {
+        Cell(source, target, *key): change_quantity(rows, PREPENDED if key[0] == "triggers" else PREFIX)
         for key in attacks
         for source in findings
         for target in findings
-        if key in cells.get((source, target), {})
-    ]
+        for rows in [cells.get((source, target), {}).get(key)]
+        if rows
+    }
 
 
 def _own_rows(found: ArmFindings) -> Iterator[Sequence[Row]]:
@@ -38,8 +69,5 @@ def _own_rows(found: ArmFindings) -> Iterator[Sequence[Row]]:
     yield found.trigger_rows
 
 
-def _entry(source: str, target: str, rows: Sequence[Row]) -> dict[str, Any]:
-    protocol = PREPENDED if rows[0]["attack"] == "triggers" else PREFIX
-    measured = change_quantity(rows, protocol).measurement(target, seed=0)
-    kept = ("attack", "variant", "protocol", "n", "num_missing", "value", "ci95", "unit")
-    return {"source": source, "target": target} | {key: measured[key] for key in kept}
+def _entry(cell: Cell, measured: Mapping[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    return {"source": cell.source, "target": cell.target} | {key: measured[key] for key in kept}

@@ -82,8 +82,12 @@ def conclude_robustness(comparison: Comparison, clean: Sequence[Comparison], mar
 
 def attack_name(comparison: Comparison) -> str:
     """Return how sentences name an attack."""
-    name = {"hotflip": "HotFlip", "triggers": "universal triggers"}.get(comparison["attack"], str(comparison["attack"]))
-    return f"{name} ({comparison['variant']})" if comparison["attack"] == "hotflip" else name
+    names = {
+        "hotflip": f"HotFlip ({comparison['variant']})",
+        "triggers": "universal triggers",
+        "ensemble": "the worst of all attacks on its text",
+    }
+    return names.get(comparison["attack"], str(comparison["attack"]))
 
 
 def _unmatched(comparison: Comparison, clean: Comparison) -> str:

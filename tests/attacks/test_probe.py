@@ -1,5 +1,7 @@
 """A probe's predictions are the gradient's, its changes the model's, and its edits the same for all arms."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -8,10 +10,13 @@ from isotone.attacks import Vocabulary, Window
 from isotone.attacks.probe import Probe, probe_documents
 from isotone.attacks.protocol import PrefixProtocol
 from isotone.attacks.scoring import Target, frozen
+from isotone.errors import IsotoneError, Stopped
 from isotone.evidence import Evidence
 from isotone.masking import minus_rank_correlation
+from isotone.records import JsonLines
 
 from .conftest import PROTOCOL, Bigram, make_windows, reactive_model
+from .test_running import StopAfter
 
 PROBE = Probe(edits=30, candidates=5)
 
@@ -52,6 +57,38 @@ def test_every_arm_is_asked_the_same(vocabulary: Vocabulary) -> None:
     assert one != two
     alone = probe_documents(PROBE, reactive_model(), vocabulary, windows[2:], PROTOCOL)[0]
     assert alone["first_order"] == one[2]["first_order"]
+
+
+@pytest.mark.parametrize("allowed", range(3, 9))
+def test_a_probe_that_was_stopped_anywhere_goes_on_to_the_same_bytes(
+    model: PreTrainedModel, vocabulary: Vocabulary, tmp_path: Path, allowed: int
+) -> None:
+    windows, whole, log = make_windows(3), JsonLines(tmp_path / "whole.jsonl"), JsonLines(tmp_path / "resumed.jsonl")
+    rows = probe_documents(PROBE, model, vocabulary, windows, PROTOCOL, log=whole)
+    with pytest.raises(Stopped, match=f"probe after {allowed // 3} of 3 documents stopped safely"):
+        probe_documents(PROBE, model, vocabulary, windows, PROTOCOL, log=log, stop=StopAfter(allowed))
+    assert len(log.read()) == allowed // 3  # a document is looked at three times
+    with log.path.open("a") as file:
+        file.write('{"id": "torn')
+    assert probe_documents(PROBE, model, vocabulary, windows, PROTOCOL, log=log) == rows
+    assert log.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_log_of_other_documents_is_refused(model: PreTrainedModel, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "log.jsonl")
+    probe_documents(PROBE, model, vocabulary, make_windows(2)[1:], PROTOCOL, log=log)
+    with pytest.raises(IsotoneError, match="rows of other documents"):
+        probe_documents(PROBE, model, vocabulary, make_windows(2), PROTOCOL, log=log)
+
+
+def test_an_oracle_of_fewer_tokens_says_so_and_finds_no_more(model: PreTrainedModel, vocabulary: Vocabulary) -> None:
+    few = Probe(edits=30, candidates=5, oracle_tokens=20)
+    [all_tokens] = probe_documents(PROBE, model, vocabulary, make_windows(1), PROTOCOL)
+    [sample] = probe_documents(few, model, vocabulary, make_windows(1), PROTOCOL)
+    assert (all_tokens["tried"], sample["tried"], sample["admissible"]) == (64, 20, 64)
+    assert sample["oracle"]["oracle"] <= all_tokens["oracle"]["oracle"]
+    assert sample["oracle"]["random"] == pytest.approx(all_tokens["oracle"]["random"], abs=1e-4)  # the same tokens
+    assert sample["spent_tokens"] == PROTOCOL.length * (3 + 30 + 20)
 
 
 def test_losses_that_are_no_numbers_are_missing(vocabulary: Vocabulary) -> None:

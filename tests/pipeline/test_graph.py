@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from isotone.config import Arm, Attacks, Constraint, Data, Experiment, Frequency, MatchedLoss, Matching, Pgd
+from isotone.config import Arm, Attacks, Constraint, Data, Experiment, Frequency, MatchedLoss, Matching, Pgd, Probe
 from isotone.errors import UsageError
 from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.slices import config_slice
@@ -119,6 +119,31 @@ def test_transfer_waits_for_the_edits_and_triggers_of_all_arms() -> None:
     order = graph.nodes
     assert all(order.index(n) < order.index(node) for node in order for n in graph.needs[node])
     assert Node("transfer", "baseline") not in _attacked(gcg={}).needs
+
+
+def test_arms_are_probed_but_for_those_at_matched_loss() -> None:
+    arms = _experiment(cold=_matched("temperature"))
+    graph = Graph(arms.model_copy(update={"attacks": Attacks.model_validate({"probe": {}, "transfer": True})}))
+    assert graph.needs[Node("probe", "monotonic")] == (Node("setup"), Node("train", "monotonic"))
+    assert Node("probe", "cold") not in graph.needs
+    assert Node("probe", "baseline") in graph.needs[Node("aggregate")]
+    assert Node("probe", "baseline") not in graph.needs[Node("transfer", "monotonic")]
+    assert (graph.find_stage("probe"), graph.stages["probe"]) == ("probe", 6)
+    assert graph.find_stage("6") == "hotflip"
+
+
+def test_a_probe_makes_nothing_else_stale_and_depends_on_no_attack() -> None:
+    plain = Experiment(name="x", attacks=Attacks(transfer=True))
+    probed = Experiment(name="x", attacks=Attacks(transfer=True, probe=Probe(edits=9)))
+    for node in Graph(plain).nodes:
+        assert node.kind == "aggregate" or config_slice(plain, 1, node) == config_slice(probed, 1, node)
+    node = Node("probe", "baseline")
+    assert config_slice(probed, 1, node)["attacks"] == {"probe": {"edits": 9}}
+    changes: dict[str, bool] = {}
+    for key, value in {"budget_tokens": 10**6, "num_documents": 7, "batch_documents": 2, "checkpoint": "best"}.items():
+        other = Experiment(name="x", attacks=Attacks.model_validate({"probe": {"edits": 9}, key: value}))
+        changes[key] = config_slice(other, 1, node) != config_slice(probed, 1, node)
+    assert changes == {"budget_tokens": False, "num_documents": True, "batch_documents": False, "checkpoint": True}
 
 
 def test_asking_for_another_attack_makes_no_other_attack_stale() -> None:

@@ -16,7 +16,7 @@ from isotone.pipeline.graph import Node
 from isotone.planning.corpus import CorpusSize
 from isotone.planning.memory import Machine, host_memory, layer_bytes, training_memory
 from isotone.planning.shape import read_shape, shape_of
-from isotone.planning.work import Sizes
+from isotone.planning.sizes import Sizes
 from isotone.scoring import token_nll
 
 ROWS, LENGTH = 2, 48

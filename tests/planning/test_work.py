@@ -1,49 +1,23 @@
-"""Work is counted as the stages do it: the tokens that a search spends, the windows of an evaluation, the saves."""
+"""Work is counted as the stages do it: the steps of a training, the windows of an evaluation, the saves."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
+from planned import planned
 from tiny_models import tiny_model
 
-from isotone.attacks import UniversalTriggers, Window, search_trigger
-from isotone.attacks.vocabulary import Vocabulary
 from isotone.config import Training
 from isotone.config_io import load_experiment
 from isotone.pipeline.graph import Node
-from isotone.planning.corpus import CorpusSize, corpus_size
+from isotone.planning.corpus import corpus_size
 from isotone.planning.flops import forward_flops, training_flops
 from isotone.planning.shape import read_shape, shape_of
-from isotone.planning.work import Sizes, evaluation_flops, node_work, num_saves, trigger_tokens
-
-
-def _sizes(*overrides: str, documents: int = 50, length: int = 400) -> Sizes:
-    experiment = load_experiment("pocket", overrides)
-    held_out = {split: np.full(documents, length) for split in ("validation", "attack_search", "test", "attack_test")}
-    return Sizes(experiment, read_shape(experiment.model), CorpusSize(1e6, 4e6, held_out, "test"))
-
-
-def test_a_trigger_search_spends_the_tokens_that_are_planned() -> None:
-    words = ["length=3", "candidates=6", "iterations=4", "restarts=2", "batch_size=2", "budget_tokens=4558"]
-    sizes = _sizes(
-        *(f"attacks.triggers.{word}" for word in words),
-        "attacks.num_search_documents=3",
-        "attacks.protocol={prefix: 16, gap: 2, continuation: 16}",
-    )
-    model = tiny_model("gpt_neox")
-    tokenizer = SimpleNamespace(bos_token_id=0)
-    vocabulary = Vocabulary(torch.ones(64, dtype=torch.bool), tokenizer)
-    windows = [Window(str(i), np.arange(34, dtype=np.int64) % 60 + i) for i in range(3)]
-    config = sizes.experiment.attacks.triggers
-    attack = UniversalTriggers(
-        config.length, config.candidates, config.iterations, config.restarts, config.batch_size, config.budget_tokens
-    )
-    assert search_trigger(attack, model, vocabulary, windows)["spent_tokens"] == trigger_tokens(sizes)
+from isotone.planning.work import evaluation_flops, node_work, num_saves
 
 
 def test_training_counts_the_steps_that_the_loop_makes() -> None:
-    sizes = _sizes("training.epochs=0.5", "training.validate_every_steps=null", "training.validation_rows=1")
+    sizes = planned("training.epochs=0.5", "training.validate_every_steps=null", "training.validation_rows=1")
     steps = sizes.steps(sizes.experiment.training)
     assert steps == -(-(1_000_000 // 256 // 16) // 2)
     per_step = training_flops(sizes.shape, 16, 256)
@@ -64,7 +38,7 @@ def test_recomputation_costs_a_third_more_of_the_blocks() -> None:
 
 
 def test_overlapping_windows_are_paid_for() -> None:
-    sizes = _sizes()
+    sizes = planned()
     lengths = np.array([4000])
     once = evaluation_flops(sizes.shape, lengths, 250, 249, 8)
     twice = evaluation_flops(sizes.shape, lengths, 250, 125, 8)
@@ -82,35 +56,3 @@ def test_stated_tokens_go_before_estimates() -> None:
     shape = read_shape(experiment.model)
     size = corpus_size(experiment.data, shape, SimpleNamespace(__truediv__=None), 1e9)  # type: ignore[arg-type]
     assert size.train_tokens == pytest.approx(1e9)
-
-
-def test_further_attacks_are_planned_by_what_they_spend() -> None:
-    sizes = _sizes("attacks.gcg.steps=5", "attacks.coordinate.rounds=3", "attacks.pgd.steps=4", "attacks.frequency={}")
-    work = {
-        kind: node_work(sizes, Node(kind, "monotonic")).attack for kind in ("gcg", "coordinate", "pgd", "frequency")
-    }
-    assert all(work.values())
-    more = _sizes("attacks.gcg.steps=10", "attacks.coordinate.rounds=6", "attacks.pgd.steps=8", "attacks.frequency={}")
-    for kind in ("gcg", "coordinate", "pgd"):
-        assert 1.5 < node_work(more, Node(kind, "monotonic")).attack / work[kind] <= 2
-    assert node_work(sizes, Node("gcg", "baseline")).attack > work["gcg"]  # the search documents
-    assert node_work(sizes, Node("pgd", "baseline")).attack == work["pgd"]
-
-
-def test_with_a_budget_all_searches_cost_about_the_same() -> None:
-    words = [
-        "attacks.gcg={}",
-        "attacks.coordinate={}",
-        "attacks.budget_tokens=200000",
-        "attacks.hotflip.methods=[beam]",
-    ]
-    sizes = _sizes(*words)
-    work = [node_work(sizes, Node(kind, "monotonic")).attack for kind in ("gcg", "coordinate", "hotflip")]
-    assert max(work) / min(work) < 1.3
-
-
-def test_replaying_is_planned_for_every_other_arm() -> None:
-    two, three = (_sizes("attacks.transfer=true"), _sizes("attacks.transfer=true", "attacks.gcg={}"))
-    assert node_work(three, Node("transfer", "baseline")).attack == pytest.approx(
-        4 / 3 * node_work(two, Node("transfer", "baseline")).attack
-    )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from isotone import records
 from isotone.attacks import summary as attack_summary
+from isotone.attacks import worst_case
 from isotone.config import Experiment
 from isotone.config_io import load_experiment
 from isotone.evaluation import summarize
@@ -17,6 +19,7 @@ from isotone.pipeline.record import write_record
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.result_models import to_json
 from isotone.results import ArmFindings, build_final_results
+from isotone.transfer import transfer_matrix
 
 PREFIX, GAP, SCORED = 16, 4, 16
 _VERSES = (
@@ -81,16 +84,20 @@ def write_run(
     tokens: bool = True,
     seed: int = 42,
     complete: bool = False,
+    further: bool = False,
 ) -> Path:
     """Write a run's folder and return it; arms outside of ``attacked`` are neither evaluated nor attacked.
 
-    Seeds share documents and differ in losses; ``complete`` gives every node of the graph its true record.
+    Seeds share documents and differ in losses; ``complete`` gives every node of the graph its true record; ``further``
+    adds GCG, PGD, the ensemble and the transfer matrix.
     """
     from isotone.report import write_token_texts
 
     tokenizer = Words(text)
     run = root / "pocket" / f"seed-{seed}"
-    experiment = Experiment.model_validate({"name": "pocket", "description": "A made-up run.", "arms": ARMS})
+    attacks = {"attacks": {"gcg": {"steps": 5}, "pgd": {"steps": 5}, "transfer": True}} if further else {}
+    made_up = {"name": "pocket", "description": "A made-up run.", "arms": ARMS, **attacks}
+    experiment = Experiment.model_validate(made_up)
     records.write_json(run / "config.yaml", experiment.model_dump(mode="json", exclude_defaults=True) | {"arms": ARMS})
     findings, all_rows = {}, []
     shift = (seed - 42) % 7 / 100
@@ -104,11 +111,21 @@ def write_run(
             all_rows += of_variant
         records.JsonLines(run / "results" / "documents" / f"triggers.{arm}.jsonl").append(*triggers)
         findings[arm] = _findings(arm, rows, triggers, evaluation, THRESHOLD + shift)
+        if further:
+            findings[arm] = _with_further(run, findings[arm], arm, num_documents, shift)
         if ARMS[arm].get("train", True):
             records.JsonLines(run / "metrics" / f"train.{arm}.jsonl").append(*_metrics(arm))
         _write_record(run, f"hotflip.{arm}")
     margins = {"hotflip": 0.03 + shift}
-    results = build_final_results(experiment, seed, findings, threshold=THRESHOLD + shift, margins=margins)
+    margins |= {"ensemble": 0.04} if further else {}
+    results = build_final_results(
+        experiment,
+        seed,
+        findings,
+        threshold=THRESHOLD + shift,
+        margins=margins,
+        transfer=transfer_matrix(findings, {a: f.transfer_rows for a, f in findings.items()}) if further else (),
+    )
     records.write_json(run / "results" / "final_results.json", to_json(results))
     if tokens:
         write_token_texts(run, all_rows, tokenizer)
@@ -190,6 +207,28 @@ def hotflip_rows(
     if variant == "random":
         rows = [{k: v for k, v in row.items() if k != "progress"} | {"draw_deltas": [0.05]} for row in rows]
     return rows
+
+
+def _with_further(run: Path, found: ArmFindings, arm: str, num_documents: int, shift: float) -> ArmFindings:
+    """Return an arm's findings with further attacks and what other arms' edits did to it, and write their rows."""
+    once = hotflip_rows(arm, "iterative", num_documents, Words(), shift=shift)
+    texts = ("edits", "round_trip", "text_space", "published_accounting", "context_clean_nll", "context_attacked_nll")
+    pgd = [{k: v for k, v in row.items() if k not in texts} | {"upper_bound": True} for row in once]
+    rows: dict[str, Any] = {
+        "gcg": [row | {"attack": "gcg", "variant": "top_k"} for row in once],
+        "pgd": [row | {"attack": "pgd", "variant": "l2"} for row in pgd],
+    }
+    rows["ensemble"] = worst_case([*found.hotflip_rows.values(), *rows.values()])
+    replayed = [
+        row | {"source": source}
+        for source in ARMS
+        if source != arm
+        for row in (*rows["gcg"], *found.hotflip_rows["iterative"], *found.trigger_rows)
+    ]
+    for name, of_attack in {**rows, "transfer": replayed}.items():
+        records.JsonLines(run / "results" / "documents" / f"{name}.{arm}.jsonl").append(*of_attack)
+    entries = {name: attack_summary.summarize(of_attack, threshold=THRESHOLD) for name, of_attack in rows.items()}
+    return replace(found, attacks=entries, attack_rows=rows, transfer_rows=replayed)
 
 
 def trigger_rows(arm: str, num_documents: int) -> list[dict[str, Any]]:

@@ -115,6 +115,44 @@ def test_success_keeps_each_seeds_own_threshold_and_exact_test(runs: Path, summa
         assert found["only_a"] is not None
 
 
+def test_further_attacks_and_the_transfer_matrix_are_pooled_over_seeds(tmp_path: Path) -> None:
+    for seed in SEEDS:
+        write_run(tmp_path, seed=seed, num_documents=8, complete=True, further=True)
+    path = tmp_path / "pocket/seed-44/results/documents/transfer.monotonic.jsonl"
+    rows = records.JsonLines(path).read()
+    assert (rows[0]["source"], rows[0]["attack"]) == ("baseline", "gcg")
+    rows[0] |= {"status": "missing", "reason": "made up"}
+    records.write_bytes(path, records.dump_json_lines(rows))
+    write_true_records(RunDirectory(tmp_path / "pocket/seed-44"), 44)
+    folder = summarize_seeds(tmp_path / "pocket", SEEDS, lambda _: None)
+    final = results(folder)
+    jsonschema.validate(final, json_schema(SUMMARY))
+    cells = {(c["source"], c["target"], c["attack"]): c for c in final["transfer"]}
+    assert len(cells) == 3 * 3 * 3
+    of_runs = [
+        one(
+            results(tmp_path / f"pocket/seed-{s}/results")["transfer"],
+            source="monotonic",
+            target="baseline",
+            attack="gcg",
+        )
+        for s in SEEDS
+    ]
+    pooled = cells["monotonic", "baseline", "gcg"]
+    assert pooled["value"] == pytest.approx(sum(c["value"] for c in of_runs) / 3)
+    assert pooled["ci95"][0] < min(c["value"] for c in of_runs) < max(c["value"] for c in of_runs) < pooled["ci95"][1]
+    assert (pooled["num_seeds"], pooled["n"], pooled["num_missing"]) == (3, 7, 1)
+    assert cells["baseline", "monotonic", "gcg"]["n"] == 6  # without a figure in one seed, so left out in all
+    own = one(final["pooled"], arm="baseline", metric="delta_nll", attack="gcg", variant="top_k", protocol="prefix")
+    assert cells["baseline", "baseline", "gcg"]["value"] == own["value"]
+    assert final["arms"]["baseline"]["attacks"]["pgd"]["upper_bound"] is True
+    text = (folder / "report.html").read_text()
+    assert 'id="transfer"' in text
+    assert "(7 documents, 3 seeds)" in text
+    assert '<th scope="row">baseline, PGD (upper bound)</th>' in text
+    assert (folder / "tables/further_attacks.md").is_file()
+
+
 def test_margins_are_the_mean_of_the_seeds(summary: Path) -> None:
     final = results(summary)
     assert final["equivalence_margins"] == {"hotflip": pytest.approx(0.05)}

@@ -10,7 +10,7 @@ from synthetic_run import ARMS, NOT_FINITE, write_run
 
 from isotone import records
 from isotone.errors import BlockedError
-from isotone.report import write_report, write_tables
+from isotone.report import content, write_report, write_tables
 from isotone.report.sections import MAX_POINTS
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -73,6 +73,47 @@ def test_page_shows_every_arm_figure_and_conclusion(run: Path) -> None:
         assert conclusion["sentence"] in html.unescape(text)
     # perplexity, validation and training loss; all attacks, success of four, course of two
     assert text.count("<figure") == 3 + 1 + 4 + 2
+
+
+def test_page_shows_further_attacks_and_who_is_harmed_by_whose_edits(tmp_path: Path) -> None:
+    run = write_run(tmp_path, further=True)
+    page, text = _Page(write_report(run)), html.unescape((run / "report.html").read_text())
+    final = records.read_json(run / "results" / "final_results.json")
+    for words in ("baseline, GCG", "baseline, PGD (upper bound)", "baseline, Worst case"):
+        assert f'<th scope="row">{words}</th>' in text
+    assert page.rows("monotonic, PGD (upper bound)")[0][7] == "no text"
+    assert "Rise of the loss under each further attack" in text
+    cell = next(
+        c for c in final["transfer"] if (c["source"], c["target"], c["attack"]) == ("baseline", "monotonic", "gcg")
+    )
+    low, high = cell["ci95"]
+    shown = f"{cell['value']:.3f} [{low:.3f},\u00a0{high:.3f}]".replace("-", "−")
+    assert sum(shown in row for row in page.rows("baseline")) == 2  # of GCG, and of HotFlip with the same made-up rows
+    assert text.count('class="heat"') == 3
+    assert text.count(' own"') == 3 * len(ARMS)
+    assert {"further_attacks.md", "further_attacks.tex"} <= {path.name for path in write_tables(run)}
+
+
+@pytest.mark.parametrize(
+    ("attack", "variant", "name"),
+    [
+        ("hotflip", "iterative", "HotFlip iterative"),
+        ("hotflip", "random", "Random edits"),  # as a variant of HotFlip's stage, and as rows name them
+        ("random_edits", "uniform", "Random edits"),
+        ("random_edits", "frequency", "Random edits by frequency"),
+        ("coordinate", "random", "Coordinate search"),
+        ("ensemble", "worst_case", "Worst case"),
+    ],
+)
+def test_an_attack_has_one_name_on_the_page(attack: str, variant: str, name: str) -> None:
+    assert content.attack_name(attack, variant) == name
+
+
+def test_page_without_further_attacks_has_no_part_for_them(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    assert 'id="transfer"' not in text
+    assert "further attack" not in text
+    assert not [path for path in write_tables(run) if path.stem == "further_attacks"]
 
 
 def test_page_needs_nothing_else_and_runs_nothing(run: Path) -> None:

@@ -15,14 +15,17 @@ PER_ARM_MEASURES = ("evaluate", "triggers", "hotflip")
 FURTHER_ATTACKS = ("gcg", "coordinate", "pgd", "frequency")
 """Kinds that measure every arm where ``attacks`` has a part of that name."""
 
+PROBE = "probe"
+"""Kind that asks an arm how much its gradients tell, where ``attacks.probe`` is there."""
+
 DERIVED = frozenset({"aggregate", "transfer"})
 """Kinds that are made anew from what others found: stale ones are simply redone."""
 
-MEASURES = (*PER_ARM_MEASURES, *FURTHER_ATTACKS, "transfer")
+MEASURES = (*PER_ARM_MEASURES, *FURTHER_ATTACKS, PROBE, "transfer")
 """All kinds that measure an arm."""
 
 _NUMBERS = {"setup": 0, "constrain": 1, "evaluate": 4, "triggers": 5, "hotflip": 6, "aggregate": 7}
-_NUMBERS |= dict.fromkeys((*FURTHER_ATTACKS, "transfer"), _NUMBERS["hotflip"])
+_NUMBERS |= dict.fromkeys((*FURTHER_ATTACKS, PROBE, "transfer"), _NUMBERS["hotflip"])
 
 
 @dataclass(frozen=True, order=True)
@@ -39,6 +42,13 @@ class Node:
 def further_attacks(experiment: Experiment) -> tuple[str, ...]:
     """Return the kinds of ``FURTHER_ATTACKS`` that an experiment asks for."""
     return tuple(kind for kind in FURTHER_ATTACKS if getattr(experiment.attacks, kind) is not None)
+
+
+def probed_arms(experiment: Experiment) -> tuple[str, ...]:
+    """Return the arms that are probed, where asked for: of those at matched loss no sign of masking is read."""
+    if experiment.attacks.probe is None:
+        return ()
+    return tuple(name for name, arm in experiment.arms.items() if not arm.matched_loss)
 
 
 class Graph:
@@ -62,6 +72,9 @@ class Graph:
             for name in self._arms:
                 self._add(Node(kind, name), self.end_of(name))
         measures = [Node(kind, name) for kind in (*PER_ARM_MEASURES, *further) for name in self._arms]
+        for name in probed_arms(experiment):
+            self._add(Node(PROBE, name), self.end_of(name))
+            measures.append(Node(PROBE, name))
         if experiment.attacks.transfer:
             replayed = [node for node in measures if node.kind in ("triggers", "hotflip", "gcg", "coordinate")]
             for name in self._arms:

@@ -10,13 +10,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from isotone.config import Experiment
-from isotone.pipeline.graph import FURTHER_ATTACKS, Node
+from isotone.pipeline.graph import FURTHER_ATTACKS, PROBE, Node
 
-_OF_ONE_ATTACK = {"hotflip", "triggers", *FURTHER_ATTACKS, "transfer"}
+_OF_ONE_ATTACK = {"hotflip", "triggers", *FURTHER_ATTACKS, PROBE, "transfer"}
 """Parts of ``attacks`` that are read by one kind of node."""
 
-_NOT_REPLAYED = {"pgd", "frequency"}
-"""Attacks whose edits no other arm is asked about."""
+_NOT_REPLAYED = {"pgd", "frequency", PROBE}
+"""Parts of ``attacks`` that find no edits which another arm is asked about."""
+
+_PROBED = {PROBE, "protocol", "num_documents", "checkpoint"}
+"""What of ``attacks`` a probe depends on: no other attack's size, no batch of documents, no search document."""
 
 _MATCHED_BY = {"protocol", "num_search_documents", "batch_documents", "checkpoint"}
 """What of ``attacks`` a matched loss depends on: where it is measured, and which checkpoints are meant."""
@@ -60,6 +63,9 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
             chosen = {k: v for k, v in _given(attacks).items() if k not in _OF_ONE_ATTACK - {kind}}
             part = {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed}
             return {**part, **_documents(experiment), **_machine(experiment)}
+        case "probe":
+            chosen = {k: v for k, v in _given(attacks).items() if k in _PROBED}
+            return {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
         case "transfer":
             replayed = {k: v for k, v in _given(attacks).items() if k not in _NOT_REPLAYED}
             return {"attacks": replayed, "seed": seed, **_documents(experiment), **_machine(experiment)}

@@ -12,7 +12,7 @@ from isotone.config import Experiment
 from isotone.environment import provenance
 from isotone.errors import BlockedError
 from isotone.over_seeds import SeedFindings, build_summary, other_documents
-from isotone.pipeline.graph import Node
+from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.record import SCHEMA, fingerprint
 from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
 from isotone.pipeline.seeds import chosen_seeds, experiment_of, inputs_hashes, left_out, named, require_complete
@@ -20,6 +20,7 @@ from isotone.report.over_seeds import render_summary, summary_tables
 from isotone.report.summary import summary_text_over_seeds, triggers_csv
 from isotone.result_models import FinalResults, SummaryResults, to_json
 from isotone.results import ArmFindings, evidence_of, quantities_of
+from isotone.transfer import transfer_quantities
 
 
 def summarize_seeds(folder: Path, seeds: Sequence[int] = (), say: Callable[[str], None] = print) -> Path:
@@ -74,17 +75,19 @@ def _findings(run: RunDirectory, experiment: Experiment) -> SeedFindings:
             f"{path} was written by another version of isotone; make it again: "
             f"isotone run … --only aggregate --fresh ({error.error_count()} faults)"
         ) from error
-    arms = {arm: _arm_findings(run, final, arm, experiment.attacks.checkpoint) for arm in experiment.arms}
-    return SeedFindings(final, quantities_of(experiment, arms, final.success_threshold), evidence_of(arms))
+    arms = {arm: _arm_findings(run, final, arm, experiment) for arm in experiment.arms}
+    quantities = quantities_of(experiment, arms, final.success_threshold)
+    transfer = transfer_quantities(arms, {arm: of_arm.transfer_rows for arm, of_arm in arms.items()})
+    return SeedFindings(final, quantities, evidence_of(arms), transfer)
 
 
-def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: str) -> ArmFindings:
+def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, experiment: Experiment) -> ArmFindings:
     """Read what the nodes of an arm found back from a run's results and its documents' rows."""
     result = final.arms[arm]
     variants = (result.hotflip or {}).get("variants", {})
     return ArmFindings(
         evaluation=result.evaluation,
-        primary_checkpoint=checkpoint,
+        primary_checkpoint=experiment.attacks.checkpoint,
         evaluation_rows=_rows(run, Node("evaluate", arm)),
         hotflip=variants,
         hotflip_rows={variant: _rows(run, Node("hotflip", arm), variant) for variant in variants},
@@ -94,6 +97,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, checkpoint: 
         attack_rows={name: _rows(run, Node(name, arm)) for name in result.attacks},
         certificate=result.certificate,
         transfer_rows=_rows(run, Node("transfer", arm)) if final.transfer else (),
+        probe_rows=_rows(run, Node(PROBE, arm)) if arm in probed_arms(experiment) else (),
         training=result.training,
         matched_loss=result.matched_loss,
     )

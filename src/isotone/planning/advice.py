@@ -7,8 +7,8 @@ from isotone.config import Experiment
 from isotone.pipeline.graph import Graph
 from isotone.planning.memory import Machine, device_memory, host_memory
 from isotone.planning.row import MARGIN, Row
+from isotone.planning.sizes import Sizes
 from isotone.planning.units import duration, size
-from isotone.planning.work import Sizes
 
 
 def for_time(row: Row, sizes: Sizes, cluster: Cluster) -> str:

@@ -1,7 +1,7 @@
 """Room that a run takes on the disk at its fullest, stage by stage, over all seeds that are planned."""
 
 from isotone.pipeline.graph import Graph
-from isotone.planning.work import Sizes
+from isotone.planning.sizes import Sizes
 
 SIGNATURE = 512
 """Bytes of a document's signature while the corpus is packed; as in data/splits.py."""

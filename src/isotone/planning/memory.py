@@ -11,8 +11,10 @@ import numpy as np
 
 from isotone.config import Training
 from isotone.pipeline.graph import MEASURES, Node
+from isotone.planning.attack_work import SKIPPED, trigger_length
 from isotone.planning.shape import ModelShape
-from isotone.planning.work import LONGEST_WINDOW, SKIPPED, Sizes, trigger_length
+from isotone.planning.sizes import Sizes
+from isotone.planning.work import LONGEST_WINDOW
 
 SHARD = 1 << 30
 """Largest file of a checkpoint; as in training/checkpoint.py."""
@@ -103,6 +105,8 @@ def _computing(sizes: Sizes, machine: Machine, node: Node, copies: bool) -> floa
             return _loaded(sizes, arm, _evaluating(sizes), copies)
         case "triggers":
             return _loaded(sizes, arm, _searching(sizes), copies)
+        case "probe":
+            return _loaded(sizes, arm, _probing(sizes), copies)
         case _:
             return _loaded(sizes, arm, _flipping(sizes), copies)
 
@@ -229,6 +233,16 @@ def _flipping(sizes: Sizes) -> float:
         _gradient(shape, documents, protocol.length, protocol.length - 1),
         cache + _inference(shape, SEQUENCES * protocol.length, SEQUENCES * protocol.continuation * shape.vocabulary),
         _judging(shape, documents, protocol.length),
+    )
+
+
+def _probing(sizes: Sizes) -> float:
+    """Return what a probe takes: one text's gradient and cache, then batches of that text with one edit each."""
+    protocol, shape = sizes.experiment.attacks.protocol, sizes.shape
+    cache = 4 * 2 * shape.layers * shape.key * protocol.length * (1 + SEQUENCES)
+    batch = _inference(shape, SEQUENCES * protocol.length, SEQUENCES * protocol.continuation * shape.vocabulary)
+    return 4 * shape.head_weights + max(
+        _gradient(shape, 1, protocol.length, protocol.continuation) + cache, cache + batch
     )
 
 

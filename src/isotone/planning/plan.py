@@ -18,8 +18,9 @@ from isotone.planning.memory import device_memory, host_memory
 from isotone.planning.row import Row, judged
 from isotone.planning.seconds import stage_seconds
 from isotone.planning.shape import ModelShape, read_shape
+from isotone.planning.sizes import Sizes, Work
 from isotone.planning.target import Target, find_target, num_devices
-from isotone.planning.work import Sizes, Work, node_work
+from isotone.planning.work import node_work
 from isotone.slurm.site import load_cluster, shipped_profiles
 
 

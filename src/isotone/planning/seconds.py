@@ -1,8 +1,8 @@
 """Seconds of a stage: its work divided by the target's rates."""
 
 from isotone.config import Training
+from isotone.planning.sizes import Work
 from isotone.planning.target import Target
-from isotone.planning.work import Work
 
 _AMOUNTS = {
     "load": "loaded",

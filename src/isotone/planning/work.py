@@ -1,97 +1,22 @@
 """What each node of a run has to do: operations, optimizer entries, bytes. Seconds are these divided by rates."""
 
 import math
-from dataclasses import dataclass, fields
 
 import numpy as np
 
-from isotone.config import Experiment, Training, epochs_as_fraction
+from isotone.config import Training
 from isotone.evaluation.windows import fixed_batches
 from isotone.pipeline.graph import FURTHER_ATTACKS, Node
-from isotone.planning.corpus import CorpusSize
-from isotone.planning.flops import forward_flops, gradient_flops, training_flops
+from isotone.planning import attack_work
+from isotone.planning.flops import forward_flops, training_flops
 from isotone.planning.shape import ModelShape
+from isotone.planning.sizes import Sizes, Work
 
 LONGEST_WINDOW = 2048
 """Of evaluation, unless the experiment says otherwise; as in pipeline/stages/evaluate.py."""
 
-SKIPPED = 16
-"""First tokens of a text that triggers do not score; as in attacks/triggers.py."""
-
-CONTROLS = 16
-"""Other sequences that stand in a trigger's place, for each document; as in attacks/trigger_rows.py."""
-
-
 EVALUATIONS = 20
 """Models that the search of a matched loss measures: on the pocket model it was 16 to 20."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a node has to do.
-
-    Attributes:
-        train: operations of forward and backward passes over weights.
-        evaluate: operations of forward passes that score whole texts.
-        attack: operations of attacks on a frozen model.
-        optimizer: entries that optimizer steps update, and entries that a constraint maps around them.
-        loaded: bytes of weights read into memory, in fp32.
-        saved: bytes written to checkpoints and read back, those saved by the clock left out.
-        packed: bytes of text that are tokenized, compared and packed.
-        tokenizers: times that a tokenizer is loaded.
-        vocabularies: times that what attacks may write is found out.
-        constant_s: seconds that depend on nothing of this.
-    """
-
-    train: float = 0
-    evaluate: float = 0
-    attack: float = 0
-    optimizer: float = 0
-    loaded: float = 0
-    saved: float = 0
-    packed: float = 0
-    tokenizers: float = 0
-    vocabularies: float = 0
-    constant_s: float = 0
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-    def __mul__(self, factor: float) -> "Work":
-        return Work(**{f.name: getattr(self, f.name) * factor for f in fields(self)})
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What all of a plan's arithmetic starts from."""
-
-    experiment: Experiment
-    shape: ModelShape
-    corpus: CorpusSize
-
-    def constrained(self, arm: str) -> int:
-        """Return the constrained weights that have masters beside them; none where the weights are projected."""
-        constraint = self.experiment.arms[arm].held
-        if constraint is None or constraint.parametrization in ("projection", "sign_frozen"):
-            return 0
-        if constraint.parametrization is None and constraint.recipe == "recommended" and not self.shape.layer_norm:
-            return 0  # projection, too
-        return self.shape.constrained(constraint.scope)
-
-    def weight_bytes(self, recipe: Training) -> int:
-        """Return the bytes of all weights as they are trained and saved."""
-        return self.shape.num_parameters * (2 if recipe.precision == "pure_bf16" else 4)
-
-    def steps(self, recipe: Training) -> int:
-        """Return the optimizer steps of a training."""
-        rows = int(self.corpus.train_tokens) // self.experiment.data.sequence_length
-        per_epoch = max(1, rows // (recipe.micro_batch * recipe.accumulation))
-        return math.ceil(epochs_as_fraction(recipe.epochs) * per_epoch)
-
-    def num_documents(self, split: str, limit: int | None, length: int = 1) -> int:
-        """Return how many documents of a split are taken: those long enough, at most ``limit``."""
-        enough = int((self.corpus.document_tokens[split] >= length).sum())
-        return enough if limit is None else min(enough, limit)
 
 
 def node_work(sizes: Sizes, node: Node) -> Work:
@@ -111,13 +36,15 @@ def node_work(sizes: Sizes, node: Node) -> Work:
         case "evaluate":
             return _evaluation(sizes, arm)
         case "triggers":
-            return triggers(sizes) + _end(sizes, arm)
+            return attack_work.triggers(sizes) + _end(sizes, arm)
         case "hotflip":
-            return hotflip(sizes, arm) + _end(sizes, arm)
+            return attack_work.hotflip(sizes, arm) + _end(sizes, arm)
         case kind if kind in FURTHER_ATTACKS:
-            return further_attack(sizes, kind, arm) + _end(sizes, arm)
+            return attack_work.further_attack(sizes, kind, arm) + _end(sizes, arm)
+        case "probe":
+            return attack_work.probe(sizes) + _end(sizes, arm)
         case "transfer":
-            return transfer(sizes) + _end(sizes, arm)
+            return attack_work.transfer(sizes) + _end(sizes, arm)
         case _:
             return Work(tokenizers=1, vocabularies=1, constant_s=2)
 
@@ -202,139 +129,3 @@ def evaluation_flops(
         scored = length - min(window.first - window.start for window in windows)
         total += forward_flops(shape, len(windows), length, scored)
     return total * len(lengths) / len(laid_out)
-
-
-def hotflip(sizes: Sizes, arm: str) -> Work:
-    """Return the attack operations of HotFlip on one arm: every method, published and random edits beside it."""
-    config, shape, costs = sizes.experiment.attacks, sizes.shape, _costs(sizes)
-    flips, length = config.hotflip.flips, config.protocol.length
-    tests, searches = _attacked(sizes)
-    width, gradients = config.hotflip.beam_width, {"once": 1, "iterative": flips, "shuffled": flips}
-    gradients["beam"] = 1 + (flips - 1) * width
-    total = 0.0
-    for method in config.hotflip.methods:
-        candidates = 0 if method == "once" else flips * config.hotflip.candidates
-        if config.budget_tokens is not None and method != "once":
-            candidates = config.budget_tokens // length - 3 * gradients[method]
-        one = gradients[method] * costs.gradient + candidates * costs.candidate + costs.judged
-        total += (tests + (searches if arm == "baseline" else 0)) * one
-    total += tests * (gradient_flops(shape, 1, length, length - 1) + 2 * flips * shape.head_weights + costs.judged)
-    total += tests * (2 * costs.clean + costs.judged)
-    total += searches * ((1 + config.random_draws) * costs.clean + costs.judged)
-    # the stage asks the tokenizer for its BOS before every method, published and both random ones included
-    return Work(attack=total, tokenizers=1 + len(methods_used(sizes, arm)), vocabularies=1)
-
-
-def methods_used(sizes: Sizes, arm: str) -> tuple[str, ...]:
-    """Return the variants that HotFlip's stage runs on an arm (pipeline/stages/hotflip.py)."""
-    methods: tuple[str, ...] = sizes.experiment.attacks.hotflip.methods
-    on_search = tuple(f"{method}_search" for method in methods) if arm == "baseline" else ()
-    return (*methods, "published", "random", "random_search", *on_search)
-
-
-def further_attack(sizes: Sizes, kind: str, arm: str) -> Work:
-    """Return the attack operations of one further attack on one arm (pipeline/stages/further_attacks.py)."""
-    config, costs = sizes.experiment.attacks, _costs(sizes)
-    lengths = None if config.budget_tokens is None else config.budget_tokens // config.protocol.length
-    one = 0.0
-    if kind == "gcg" and (gcg := config.gcg) is not None:
-        steps = gcg.steps if lengths is None else lengths // (3 + gcg.candidates)
-        one = steps * (costs.gradient + gcg.candidates * costs.candidate) + costs.judged
-    elif kind == "coordinate" and (coordinate := config.coordinate) is not None:
-        rounds = coordinate.rounds if lengths is None else (lengths - 1) // coordinate.candidates
-        one = rounds * (costs.clean + coordinate.candidates * costs.candidate) + costs.judged
-    elif kind == "pgd" and (pgd := config.pgd) is not None:
-        one = (pgd.steps if lengths is None else lengths // 3) * costs.gradient + costs.judged
-    elif kind == "frequency" and (frequency := config.frequency) is not None:
-        one = (1 + frequency.draws) * costs.clean + costs.judged
-    tests, searches = _attacked(sizes)
-    splits = 2 if arm == "baseline" and kind != "pgd" else 1
-    return Work(attack=(tests + (splits - 1) * searches) * one, tokenizers=1 + splits, vocabularies=1)
-
-
-def transfer(sizes: Sizes) -> Work:
-    """Return the operations of replaying all other arms' edits and triggers on one (pipeline/stages/transfer.py)."""
-    config, others = sizes.experiment.attacks, len(sizes.experiment.arms) - 1
-    replayed = len(config.hotflip.methods) + sum(part is not None for part in (config.gcg, config.coordinate))
-    tests, _ = _attacked(sizes)
-    total = others * (replayed + 1) * tests * _costs(sizes).judged  # a trigger: clean, attacked and its start
-    return Work(attack=total, tokenizers=1 + others * replayed, vocabularies=1)
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """Operations of one text: a gradient with the ranking by it, a candidate, a forward, the judge."""
-
-    gradient: float
-    candidate: float
-    clean: float
-    judged: float
-
-
-def _costs(sizes: Sizes) -> _Costs:
-    protocol, shape = sizes.experiment.attacks.protocol, sizes.shape
-    length, scored = protocol.length, protocol.continuation
-    gains = 2 * (protocol.prefix - 1) * shape.head_weights
-    # candidates read what stands before their edit from the cache: half of the prefix in the mean
-    cached = protocol.prefix / 2
-    clean = forward_flops(shape, 1, length, scored)
-    return _Costs(
-        gradient=gradient_flops(shape, 1, length, scored) + gains,
-        candidate=forward_flops(shape, 1, length - cached, scored, before=cached),
-        clean=clean,
-        judged=2 * forward_flops(shape, 1, length, length - 1) + clean,  # and once more as decoded and encoded text
-    )
-
-
-def _attacked(sizes: Sizes) -> tuple[int, int]:
-    """Return how many held-out and how many search documents are attacked."""
-    config = sizes.experiment.attacks
-    tests = sizes.num_documents("attack_test", config.num_documents, config.protocol.length)
-    return tests, sizes.num_documents("attack_search", config.num_search_documents, config.protocol.length)
-
-
-def trigger_length(sizes: Sizes) -> int:
-    """Return the tokens of a text behind a trigger, with BOS before both."""
-    config = sizes.experiment.attacks
-    return min(sizes.shape.context - config.triggers.length - 1, config.protocol.length)
-
-
-def trigger_iterations(sizes: Sizes) -> int:
-    """Return the iterations of one restart: as asked for, or what the budget buys (attacks/triggers.py)."""
-    config = sizes.experiment.attacks.triggers
-    if config.budget_tokens is None:
-        return config.iterations
-    length, searches = 1 + config.length + trigger_length(sizes), _searches(sizes)
-    batch = min(config.batch_size, searches)
-    iteration = (3 + config.candidates) * batch * length
-    affordable = (config.budget_tokens // config.restarts - 2 * searches * length) // max(1, iteration)
-    return max(1, min(config.iterations, affordable))
-
-
-def trigger_tokens(sizes: Sizes) -> int:
-    """Return the tokens that a whole search spends, counted as attacks/budget.py counts them."""
-    config, searches = sizes.experiment.attacks.triggers, _searches(sizes)
-    length, batch = 1 + config.length + trigger_length(sizes), min(config.batch_size, searches)
-    iterations = trigger_iterations(sizes) * (3 + config.candidates) * batch
-    return config.restarts * length * (iterations + 2 * searches)
-
-
-def triggers(sizes: Sizes) -> Work:
-    """Return the attack operations of stage 5 for one arm: the search, and what the best is worth on held-out texts."""
-    config, shape = sizes.experiment.attacks, sizes.shape
-    text, searches = trigger_length(sizes), _searches(sizes)
-    tests = sizes.num_documents("attack_test", config.num_documents, config.protocol.length)
-    length, scored = 1 + config.triggers.length + text, text - SKIPPED
-    batch = min(config.triggers.batch_size, searches)
-    forward = forward_flops(shape, 1, length, scored)
-    iteration = batch * (gradient_flops(shape, 1, length, scored) + config.triggers.candidates * forward)
-    iteration += 2 * config.triggers.length * shape.head_weights
-    restart = trigger_iterations(sizes) * iteration + 2 * searches * forward
-    judged = 2 * forward_flops(shape, 1, length, length - 1) + (1 + CONTROLS) * forward
-    attack = config.triggers.restarts * restart + searches * forward + tests * judged
-    return Work(attack=attack, tokenizers=1, vocabularies=1)
-
-
-def _searches(sizes: Sizes) -> int:
-    config = sizes.experiment.attacks
-    return sizes.num_documents("attack_search", config.num_search_documents, config.protocol.length)

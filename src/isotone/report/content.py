@@ -9,7 +9,17 @@ from isotone.report.tables import MISSING, Table, count, interval, number, p_val
 UNCONSTRAINED = "unconstrained"
 
 _OFFSETS = ("gap", "0-7", "8-31", "32+")
-_ATTACK_NAMES = {"hotflip": "HotFlip", "triggers": "Triggers"}
+_ATTACK_NAMES = {
+    "hotflip": "HotFlip",
+    "triggers": "Triggers",
+    "gcg": "GCG",
+    "coordinate": "Coordinate search",
+    "pgd": "PGD (upper bound)",
+    "ensemble": "Worst case",
+}
+NO_TEXT = "no text"
+"""Stands where a figure of the attacked text would, of an attack that has none."""
+
 _METRIC_NAMES = {
     "nll": "clean loss",
     "bits_per_byte": "bits per byte",
@@ -28,7 +38,8 @@ _PROTOCOL_NAMES = {
 
 def overview_table(run: RunFiles) -> Table:
     """One row an arm: what it costs, what attacks do to it, what is proved about it."""
-    attacked = [(a, variant) for a in ATTACKS for variant in run.primary_variants(a) if variant != "random"]
+    shown = [attack for attack in run.attacks if attack in (*ATTACKS, "ensemble")]
+    attacked = [(a, variant) for a in shown for variant in run.primary_variants(a) if variant != "random"]
     columns = [
         "Arm",
         "Perplexity [95\u00a0%]",
@@ -49,8 +60,13 @@ def overview_table(run: RunFiles) -> Table:
     return Table("All arms at a glance", columns, rows, frozenset({0, len(columns) - 1}))
 
 
-def attack_table(run: RunFiles, attack: str) -> Table:
-    """One row an arm and variant: clean and attacked loss, success at the common threshold, what was spent."""
+def attack_table(run: RunFiles, *attacks: str) -> Table:
+    """One row an arm and variant: clean and attacked loss, success at the common threshold, what was spent.
+
+    Args:
+        run: the run.
+        attacks: one of ``ATTACKS``, or all further ones.
+    """
     columns = [
         "Arm, attack",
         "Documents",
@@ -63,8 +79,8 @@ def attack_table(run: RunFiles, attack: str) -> Table:
         "Tokens spent",
     ]
     rows, thresholds = [], set()
-    for arm in run.arms:
-        for variant in run.primary_variants(attack):
+    for attack, variant in ((a, variant) for a in attacks for variant in run.primary_variants(a)):
+        for arm in run.arms:
             entry = run.entry(arm, attack, variant)
             success = run.attacked(arm, "success_rate", attack, variant)
             thresholds |= {entry.get("threshold")} - {None}
@@ -77,12 +93,12 @@ def attack_table(run: RunFiles, attack: str) -> Table:
                     value(run.attacked(arm, "delta_nll", attack, variant)),
                     success_share(success) if success else share(entry.get("success_rate")),
                     _top1(entry.get("top1")),
-                    _through_text(entry.get("text_space")),
+                    NO_TEXT if entry.get("upper_bound") else _through_text(entry.get("text_space")),
                     count(entry.get("spent_tokens")),
                 ]
             )
     bar = f"; success: Δ above τ = {number(thresholds.pop())} nats per token" if len(thresholds) == 1 else ""
-    return Table(f"{attack_name(attack)}: primary figures{bar}", columns, rows)
+    return Table(f"{attacks_name(attacks)}: primary figures{bar}", columns, rows)
 
 
 def published_table(run: RunFiles) -> Table:
@@ -90,7 +106,7 @@ def published_table(run: RunFiles) -> Table:
     columns = ["Arm, attack", "Success", "Degradation", "Clean, nats", "Attacked, nats", "Success above"]
     rows = []
     for arm in run.arms:
-        for attack in ATTACKS:
+        for attack in (a for a in run.attacks if a not in ("pgd", "ensemble")):  # no text; the worst by another measure
             for variant in run.variants(attack):
                 entry = run.entry(arm, attack, variant).get("published_accounting") or {}
                 rows.append(
@@ -110,7 +126,7 @@ def offsets_table(run: RunFiles) -> Table:
     """Where the damage lies, by distance from the attacked part."""
     rows = []
     for arm in run.arms:
-        for attack in ATTACKS:
+        for attack in run.attacks:
             for variant in run.variants(attack):
                 by_offset = run.entry(arm, attack, variant).get("delta_by_offset")
                 if by_offset:
@@ -215,8 +231,8 @@ def missing_table(run: RunFiles) -> Table:
     for arm in run.arms:
         if not run.measurement(arm, "perplexity"):
             rows.append([arm, "perplexity", "", "not measured"])
-        for attack in ATTACKS:
-            if not run.arm(arm).get(attack):
+        for attack in run.attacks:
+            if not run.entries(arm, attack):
                 rows.append([arm, attack_name(attack), "", "not attacked"])
             for variant in run.variants(attack):
                 for reason, documents in (run.entry(arm, attack, variant).get("missing") or {}).items():
@@ -225,11 +241,18 @@ def missing_table(run: RunFiles) -> Table:
 
 
 def attack_name(attack: str, variant: str = "universal") -> str:
-    """Return how an attack is called on the page."""
-    if variant == "random" or attack == "random_edits":
+    """Return how an attack is called on the page; without a variant, all of its variants."""
+    if "frequency" in (attack, variant):
+        return "Random edits by frequency"
+    if attack == "random_edits" or (attack, variant) == ("hotflip", "random"):
         return "Random edits"
     name = _ATTACK_NAMES.get(attack, attack.replace("_", " "))
-    return name if variant == "universal" else f"{name} {variant.replace('_', ' ')}"
+    return f"{name} {variant.replace('_', ' ')}" if attack == "hotflip" and variant != "universal" else name
+
+
+def attacks_name(attacks: Sequence[str]) -> str:
+    """Return how a table of one attack, or of all further ones, is called."""
+    return attack_name(attacks[0]) if len(attacks) == 1 and attacks[0] in ATTACKS else "Further attacks"
 
 
 def plain(value: Any, nothing: str = MISSING) -> str:

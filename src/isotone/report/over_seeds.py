@@ -12,7 +12,15 @@ from isotone.report import content
 from isotone.report.figures import Interval
 from isotone.report.page import render_page
 from isotone.report.run_files import ATTACKS, SECONDARY_PROTOCOLS, RunFiles
-from isotone.report.sections import CLAIM, Section, how_to_read, interval_figure, verdict_section
+from isotone.report.sections import (
+    CLAIM,
+    FURTHER,
+    Section,
+    how_to_read,
+    interval_figure,
+    transfer_section,
+    verdict_section,
+)
 from isotone.report.tables import MISSING, Table, count, interval, number, p_value, share, signed
 
 Json = Mapping[str, Any]
@@ -72,7 +80,7 @@ class SummaryFiles(RunFiles):
     @property
     def attacks_made(self) -> list[tuple[str, str]]:
         """Attack and variant, of all that are scored in the primary protocol."""
-        return [(attack, variant) for attack in ATTACKS for variant in self.primary_variants(attack)]
+        return [(attack, variant) for attack in self.attacks for variant in self.primary_variants(attack)]
 
 
 def render_summary(results: Json, config: Path) -> str:
@@ -83,11 +91,11 @@ def render_summary(results: Json, config: Path) -> str:
         config: the resolved experiment of one of the seeds.
     """
     run = SummaryFiles(config, results)
-    sections = [_conclusions(run), verdict_section(run), _cost(run), _attacks(run), _comparisons(run)]
-    sections += [_certificates(run), _fairness(run)]
+    sections = [_conclusions(run), verdict_section(run), _cost(run), _attacks(run), transfer_section(run)]
+    sections += [_comparisons(run), _certificates(run), _fairness(run), _seeds(run)]
     word = "seeds" if len(run.seeds) > 1 else "seed"
     title = f"{run.config['name']} · {word} {', '.join(map(str, run.seeds))}"
-    return render_page(title=title, run=run, sections=[*sections, _seeds(run)])
+    return render_page(title=title, run=run, sections=[s for s in sections if s is not None])
 
 
 def summary_tables(results: Json, config: Path) -> dict[str, str]:
@@ -98,6 +106,7 @@ def summary_tables(results: Json, config: Path) -> dict[str, str]:
         "comparisons": content.comparisons_table(run, declared=True),
         "by_seed": _by_seed_table(run),
         **{attack: _attack_table(run, attack) for attack in ATTACKS},
+        **({"further_attacks": _attack_table(run, *run.further)} if run.further else {}),
     }
     return {
         f"{name}.{ending}": text
@@ -124,15 +133,20 @@ def _cost(run: SummaryFiles) -> Section:
 
 
 def _attacks(run: SummaryFiles) -> Section:
-    rows: list[Interval] = []
-    for pair in run.attacks_made:
-        found = _intervals(run, "delta_nll", *run.entry_key(*pair))
-        rows += [Interval(content.attack_name(*pair)), *found] if found else []
-    caption = f"Rise of the loss under each attack, with its 95 % interval over {run.scope}; hollow: each seed"
-    plots = [interval_figure("rise", rows, "Δ, nats per scored token", caption, zero=True)] if rows else []
+    plots = []
+    for name, attacks in (("each attack", ATTACKS), ("each further attack", run.further)):
+        rows: list[Interval] = []
+        for pair in (pair for pair in run.attacks_made if pair[0] in attacks):
+            found = _intervals(run, "delta_nll", *run.entry_key(*pair))
+            rows += [Interval(content.attack_name(*pair)), *found] if found else []
+        if rows:
+            caption = f"Rise of the loss under {name}, with its 95 % interval over {run.scope}; hollow: each seed"
+            plots.append(interval_figure(f"rise under {name}", rows, "Δ, nats per scored token", caption, zero=True))
     tables = [_attack_table(run, attack) for attack in ATTACKS if run.primary_variants(attack)]
-    text = "An attack on a document succeeds above τ, which is each seed's own: see the seeds below."
-    return Section("attacks", "What attacks do", text=[text], figures=plots, tables=tables)
+    tables += [_attack_table(run, *run.further)] if run.further else []
+    text = ["An attack on a document succeeds above τ, which is each seed's own: see the seeds below."]
+    text += [FURTHER] if run.further else []
+    return Section("attacks", "What attacks do", text=text, figures=plots, tables=tables)
 
 
 def _comparisons(run: SummaryFiles) -> Section:
@@ -214,16 +228,16 @@ def _by_seed_table(run: SummaryFiles) -> Table:
     return Table("Figures by seed", columns, rows)
 
 
-def _attack_table(run: SummaryFiles, attack: str) -> Table:
-    """One row an arm and variant: losses and success over all seeds."""
+def _attack_table(run: SummaryFiles, *attacks: str) -> Table:
+    """One row an arm and variant: losses and success over all seeds; of one attack, or of all further ones."""
     columns = ["Arm, attack", "Documents", "Clean, nats", "Attacked, nats", "Δ, nats per token [95\u00a0%]"]
-    if attack == "triggers":
+    if attacks == ("triggers",):
         columns += ["minus shifted text [95\u00a0%]", "minus random trigger [95\u00a0%]"]
     else:
         columns += ["Success [95\u00a0%]", "Δ through text", "Published success"]
     rows = []
-    for arm in run.arms:
-        for variant in run.primary_variants(attack):
+    for attack, variant in ((a, variant) for a in attacks for variant in run.primary_variants(a)):
+        for arm in run.arms:
             entry = run.entry(arm, attack, variant)
             rows.append(
                 [
@@ -235,7 +249,7 @@ def _attack_table(run: SummaryFiles, attack: str) -> Table:
                     *(_controls(run, arm, variant) if attack == "triggers" else _successes(run, arm, attack, variant)),
                 ]
             )
-    return Table(f"{content.attack_name(attack)}: primary figures over all seeds", columns, rows)
+    return Table(f"{content.attacks_name(attacks)}: primary figures over all seeds", columns, rows)
 
 
 def _controls(run: SummaryFiles, arm: str, variant: str) -> list[str]:
@@ -244,12 +258,12 @@ def _controls(run: SummaryFiles, arm: str, variant: str) -> list[str]:
 
 def _successes(run: SummaryFiles, arm: str, attack: str, variant: str) -> list[str]:
     entry, success = run.entry(arm, attack, variant), run.attacked(arm, "success_rate", attack, variant)
-    published = entry.get("published_accounting") or {}
-    return [
-        content.success_share(success) if success.get("value") is not None else MISSING,
-        signed(entry.get("text_space_delta_nll")),
-        share(published.get("success_rate")),
-    ]
+    shown = content.success_share(success) if success.get("value") is not None else MISSING
+    if entry.get("upper_bound"):
+        return [shown, content.NO_TEXT, content.NO_TEXT]
+    published = share((entry.get("published_accounting") or {}).get("success_rate"))
+    through_text = signed(entry.get("text_space_delta_nll"))
+    return [shown, through_text, "–" if attack == "ensemble" else published]  # it is the worst by another measure
 
 
 def _differences_by_seed(run: SummaryFiles, comparisons: Sequence[Json]) -> Table:

@@ -39,6 +39,7 @@ def write_tables(run_directory: Path) -> list[Path]:
         "arms": content.overview_table(run),
         "comparisons": content.comparisons_table(run, declared=True),
         **{attack: content.attack_table(run, attack) for attack in ATTACKS},
+        **({"further_attacks": content.attack_table(run, *run.further)} if run.further else {}),
     }
     paths = []
     for name, table in tables.items():
@@ -53,7 +54,7 @@ def render_report(run: RunFiles) -> str:
     return render_page(
         title=f"{run.config['name']} · seed {run.final['seed']}",
         run=run,
-        sections=[section(run) for section in SECTIONS],
+        sections=[found for section in SECTIONS if (found := section(run)) is not None],
         documents=_documents(run),
     )
 

@@ -12,6 +12,7 @@ from isotone import records
 from isotone.errors import BlockedError
 
 ATTACKS = ("hotflip", "triggers")
+"""Attacks that every run makes; further ones are asked for."""
 
 Json = Mapping[str, Any]
 
@@ -55,9 +56,20 @@ class RunFiles:
         """What the results say about an arm."""
         return self.final["arms"].get(name) or {}
 
+    @cached_property
+    def further(self) -> tuple[str, ...]:
+        """The further attacks that any arm has, and the ensemble, in the order of the results."""
+        return tuple(dict.fromkeys(name for arm in self.arms for name in self.arm(arm).get("attacks") or ()))
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """All attacks."""
+        return (*ATTACKS, *self.further)
+
     def entries(self, arm: str, attack: str) -> Mapping[str, Json]:
         """What one attack found in an arm, by variant; empty if it was not made."""
-        found = self.arm(arm).get(attack) or {}
+        of_arm = self.arm(arm)
+        found = (of_arm if attack in ATTACKS else of_arm.get("attacks") or {}).get(attack) or {}
         return found.get("variants") or ({found["variant"]: found} if found else {})
 
     def entry(self, arm: str, attack: str, variant: str) -> Json:

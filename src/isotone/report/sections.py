@@ -10,6 +10,7 @@ from isotone.report.figures import Curve, Interval
 from isotone.report.provenance import provenance_tables
 from isotone.report.run_files import ATTACKS, RunFiles
 from isotone.report.tables import Table
+from isotone.report.transfer import transfer_tables
 
 NUM_TEXTS = 3
 """Attacked documents on the page."""
@@ -22,6 +23,12 @@ CLAIM = (
     "The claim, exactly: for each feed-forward network in scope, the map from the norm's output to before the "
     "residual sum is coordinatewise non-decreasing in real arithmetic with the exported weights. Nothing is "
     "claimed about a block, the model, or edits of tokens."
+)
+
+
+FURTHER = (
+    "The worst case takes, for each document, the attack on its text that raised the loss most. PGD moves embeddings: "
+    "no text belongs to it, it estimates an upper bound, and it is no part of the worst case."
 )
 
 
@@ -82,21 +89,37 @@ def _cost(run: RunFiles) -> Section:
 
 
 def _attacks(run: RunFiles) -> Section:
-    made = [(attack, variant) for attack in ATTACKS for variant in run.primary_variants(attack)]
-    rows: list[Interval] = []
-    for pair in made:
-        found = _intervals(run, (run.attacked(arm, "delta_nll", *pair) for arm in run.arms))
-        rows += [Interval(content.attack_name(*pair)), *found] if found else []
+    made = [(attack, variant) for attack in run.attacks for variant in run.primary_variants(attack)]
     plots = []
-    if rows:
-        caption = "Rise of the loss under each attack, with its 95 % interval over documents"
-        plots.append(interval_figure("rise", rows, "Δ, nats per scored token", caption, zero=True))
+    for name, attacks in (("each attack", ATTACKS), ("each further attack", run.further)):
+        rows: list[Interval] = []
+        for pair in (pair for pair in made if pair[0] in attacks):
+            found = _intervals(run, (run.attacked(arm, "delta_nll", *pair) for arm in run.arms))
+            rows += [Interval(content.attack_name(*pair)), *found] if found else []
+        if rows:
+            caption = f"Rise of the loss under {name}, with its 95 % interval over documents"
+            plots.append(interval_figure(f"rise under {name}", rows, "Δ, nats per scored token", caption, zero=True))
     plots += [figure for pair in made for figure in _success_figure(run, *pair)]
     plots += [figure for pair in made for figure in _progress_figure(run, *pair)]
     tables = [content.attack_table(run, attack) for attack in ATTACKS if run.primary_variants(attack)]
+    tables += [content.attack_table(run, *run.further)] if run.further else []
     tables += [t for t in (content.triggers_table(run), content.offsets_table(run)) if t.rows]
     more = [t for t in (content.restarts_table(run), content.published_table(run)) if t.rows]
-    return Section("attacks", "What attacks do", figures=plots, tables=tables, more=more)
+    text = [FURTHER] if run.further else []
+    return Section("attacks", "What attacks do", text=text, figures=plots, tables=tables, more=more)
+
+
+def transfer_section(run: RunFiles) -> Section | None:
+    """Return the part on what edits found on one arm do to others, of one run or of several seeds; None without it."""
+    tables = transfer_tables(run)
+    if not tables:
+        return None
+    text = (
+        "A row is the arm on which edits or a trigger were found, a column the arm that then read them; framed: what "
+        "they did to their own arm. Cells: Δ in nats per scored token, with its 95\u00a0% interval; the redder, the "
+        "more harm (blue: the loss fell). Edits that harm an arm more than its own do are a sign of masking there."
+    )
+    return Section("transfer", "Transfer", [text], tables=tables[:1], more=tables[1:])
 
 
 def _texts(run: RunFiles) -> Section:
@@ -133,8 +156,9 @@ def _provenance(run: RunFiles) -> Section:
     return Section("provenance", "Provenance", tables=provenance_tables(run))
 
 
-SECTIONS: tuple[Callable[[RunFiles], Section], ...] = (
-    _conclusions, verdict_section, _cost, _attacks, _texts, _comparisons, _certificates, _fairness, _provenance,
+SECTIONS: tuple[Callable[[RunFiles], Section | None], ...] = (
+    _conclusions, verdict_section, _cost, _attacks, transfer_section, _texts, _comparisons, _certificates, _fairness,
+    _provenance,
 )  # fmt: skip
 """What makes the sections, in the order of the page."""
 

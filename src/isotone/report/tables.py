@@ -1,8 +1,8 @@
 """Tables of a run's results: built once, rendered as HTML by the page, as Markdown and as LaTeX here."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 MISSING = "missing"
 """What stands where there is no figure; never a 0."""
@@ -38,6 +38,10 @@ class Table:
     rows: Sequence[Sequence[str]]
     text_columns: frozenset[int] = frozenset({0})
     """Columns that hold words, and are set to the left."""
+    shades: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    """On the page, how deep cells are coloured, −1…1, by row and column; the column of names counts."""
+    framed: frozenset[tuple[int, int]] = frozenset()
+    """On the page, cells with a frame."""
 
     def markdown(self) -> str:
         """Return the table as GitHub-flavoured Markdown."""

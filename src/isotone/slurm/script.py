@@ -21,6 +21,7 @@ TITLES = {
     "coordinate": "Stage 6: gradient-free coordinate search",
     "pgd": "Stage 6: projected gradient ascent on embeddings, an upper bound",
     "frequency": "Stage 6: random edits with tokens as frequent as in text",
+    "probe": "Stage 6: how much gradients tell of what edits do",
     "transfer": "Stage 6: every arm's edits and triggers on every other arm",
     "aggregate": "Stage 7: results, conclusions, report",
     "summary": "Summary over all seeds",

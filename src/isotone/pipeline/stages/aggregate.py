@@ -10,7 +10,7 @@ from isotone.attacks.ensemble import ENSEMBLE
 from isotone.findings import gather, margins
 from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context
-from isotone.pipeline.graph import Node, further_attacks
+from isotone.pipeline.graph import PROBE, Node, further_attacks, probed_arms
 from isotone.pipeline.stages.further_attacks import SEARCH
 from isotone.pipeline.stages.hotflip import attacks
 from isotone.report import write_report, write_tables
@@ -83,6 +83,7 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         trigger_rows=_rows(context, Node("triggers", arm)),
         trigger_search=_result(context, Node("triggers", arm))["search"],
         transfer_rows=_rows(context, Node("transfer", arm)) if experiment.attacks.transfer else (),
+        probe_rows=_rows(context, Node(PROBE, arm)) if arm in probed_arms(experiment) else (),
         training=_result(context, Node("train", arm)) if experiment.arms[arm].train else None,
         matched_loss=_result(context, Node("match", arm)) if experiment.arms[arm].matched_loss else None,
     )
