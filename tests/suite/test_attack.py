@@ -91,7 +91,10 @@ def test_several_models_are_compared_and_transferred(attack: Attack, models: dic
 
 
 def test_a_model_against_itself_is_equivalent_by_exactly_nothing(attack: Attack, models: dict[str, str]) -> None:
-    results = attack([models["one"], models["same"]], attacks=["hotflip", "random"])
+    probe = ["attacks.probe.edits=10", "attacks.probe.candidates=4", "attacks.probe.num_documents=3"]
+    results = attack([models["one"], models["same"]], attacks=["hotflip", "random"], overrides=probe)
+    measured = {index.name: index.difference for index in results.masking["same"].indices if index.measured}
+    assert measured["first order"] == measured["oracle"] == 0
     assert {c.difference for c in results.comparisons} == {0.0}
     assert results.verdicts[0].verdict == "equivalent"
 

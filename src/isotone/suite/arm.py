@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from isotone import records
 from isotone.attacks import Vocabulary, Window, evaluate_trigger, replay, run_documents, search_trigger
 from isotone.attacks.interface import DocumentAttack
+from isotone.attacks.probe import Probe, probe_documents
 from isotone.attacks.running import Progress
 from isotone.constraint import certify
 from isotone.data.packing import separator_of
@@ -20,7 +21,7 @@ from isotone.errors import UsageError
 from isotone.evaluation import evaluate_perplexity, summarize
 from isotone.matching import Temperature, bisect, clean_nll, divide_logits, matched_entry
 from isotone.models import load_model
-from isotone.pipeline.graph import Node
+from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.stages.evaluate import LONGEST_WINDOW
 from isotone.pipeline.stages.transfer import edits_of, from_source, sources
 from isotone.pipeline.stages.triggers import trigger_search
@@ -91,6 +92,22 @@ class Arm:
                 windows,
                 partial(self._run, attack, windows),
             )
+
+    def probe(self) -> None:
+        """Ask how much gradients tell, where ``attacks.probe`` is there: what two signs of masking are measured on."""
+        work, config = self.work, self.work.experiment.attacks.probe
+        if config is None or self.name not in probed_arms(work.experiment):
+            return
+        windows = work.windows("attack_test")[: config.num_documents]
+        asked = Probe(config.edits, config.candidates, config.oracle_tokens, seed=work.seed)
+        self._log(
+            Node(PROBE, self.name),
+            None,
+            windows,
+            lambda log, done: probe_documents(
+                asked, self.model, self.vocabulary, windows, work.protocol, log=log, stop=work.stop, progress=done
+            ),
+        )
 
     def trigger(self) -> None:
         """Search a trigger on the search documents and put it before the others."""

@@ -202,6 +202,7 @@ def _measure_all(work: Work) -> dict[str, list[Row]]:
         work.stop.check(f"before {name}: the attack")
         arm.evaluate()
         arm.attack()
+        arm.probe()
         if "triggers" in work.request.attacks:
             arm.trigger()
         del arm

@@ -64,7 +64,7 @@ def _deciding(request: Request, documents: Documents, seed: int) -> Json:
     """Return what decides the logs; what is computed from them anew each time, such as the analysis, is not there."""
     experiment = request.experiment
     attacks = experiment.attacks.model_dump(mode="json")
-    own = {kind: attacks.pop(kind) for kind in (*FURTHER, "triggers")}
+    own = {kind: attacks.pop(kind) for kind in (*FURTHER, "triggers", "probe")}
     attacks["hotflip"].pop("methods")
     attacks.pop("transfer")
     evaluation = experiment.evaluation.model_dump(mode="json", include={"stride", "context", "batch_size"})
@@ -79,7 +79,7 @@ def _deciding(request: Request, documents: Documents, seed: int) -> Json:
         "runtime": experiment.runtime.model_dump(mode="json", include=set(_DECIDED)),
         "attention": experiment.model.attention,
         "models": {arm: _files(pin) for arm, pin in request.pins.items()},
-        "attacks": {kind: own[kind] for kind in request.attacks if kind in own},
+        "attacks": {kind: part for kind, part in own.items() if kind in request.attacks or (kind == "probe" and part)},
     }
 
 
