@@ -63,10 +63,10 @@ def probes(correlation: float, gradient: float = 0.8, chance: float = 0.3, seed:
 
 def test_either_kind_of_coordinate_search_is_the_one_without_gradients() -> None:
     drawn = index(diagnosed(arm(free=0.3), arm(free=0.1)), "gradient-free")
-    by_surrogate = [
+    monotonic, baseline = (
         evidence(rows(harms(0.4)), rows(harms(free, 2), attack=("coordinate", "surrogate"))) for free in (0.3, 0.1)
-    ]
-    proposed = index(diagnosed(*by_surrogate), "gradient-free")
+    )
+    proposed = index(diagnosed(monotonic, baseline), "gradient-free")
     assert drawn.measured
     assert (proposed.measured, proposed.value_arm) == (True, drawn.value_arm)
 
