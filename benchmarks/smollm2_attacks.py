@@ -33,7 +33,7 @@ from isotone.attacks import (
     success_threshold,
     worst_case,
 )
-from isotone.comparisons import AT_TENTH, PREFIX, TEXT_SPACE, Quantity, attack_quantities, compare
+from isotone.comparisons import PREFIX, TEXT_SPACE, Quantity, attack_quantities, compare
 from isotone.data.bible import web_bible
 
 NUM_DOCUMENTS, NUM_SEARCH, BUDGET, FLIPS = 24, 12, 20_000, 5
@@ -95,20 +95,20 @@ def print_table(rows: dict[str, list[dict[str, Any]]], threshold: float | None) 
     rows = rows | {"worst of all": worst_case(list(rows.values()))}
     found = {name: quantities(of_attack, threshold) for name, of_attack in rows.items()}
     print(f"\n{NUM_DOCUMENTS} documents, success above {threshold:.3f} nats per scored token\n")
-    print("| attack | Δ, nats per scored token | at a tenth | success | text space | − coordinate search | tokens |")
-    print("|---|---|---|---|---|---|---|")
+    print("| attack | Δ, nats per scored token | success | text space | − coordinate search | tokens |")
+    print("|---|---|---|---|---|---|")
     for name, of_attack in found.items():
         gained = compare((name, [of_attack["delta_nll"]]), ("", [found["coordinate search"]["delta_nll"]]))
         differs = gained is not None and gained["p"] is not None
         against = f"{gained['difference']:+.3f} {interval(gained['ci95'])}" if gained and differs else ""
-        cells = [figure(of_attack.get(key)) for key in ("delta_nll", AT_TENTH, "success_rate", "text_space")]
+        cells = [figure(of_attack.get(key)) for key in ("delta_nll", "success_rate", "text_space")]
         spent = np.mean([row["spent_tokens"] for row in rows[name] if "spent_tokens" in row] or [0])
         print(f"| {name} | {' | '.join(cells)} | {against} | {spent:,.0f} |")
 
 
 def quantities(of_attack: list[dict[str, Any]], threshold: float | None) -> dict[str, Quantity]:
     """Return measures by name; that of ids decoded and encoded again is ``text_space``."""
-    found = attack_quantities(of_attack, threshold=threshold, published_success=0.15, budget_tokens=BUDGET)
+    found = attack_quantities(of_attack, threshold=threshold, published_success=0.15)
     names = {PREFIX: "{}", TEXT_SPACE: "text_space"}
     return {names[q.key.protocol].format(q.key.metric): q for q in found if q.key.protocol in names}
 

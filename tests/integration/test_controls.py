@@ -34,6 +34,7 @@ CONTROLS = {
     "matched_noise": "{start: baseline, train: false, matched_loss: {to: monotonic, by: noise, draw: 2}}",
     "matched_undertrained": "{start: baseline, train: false, matched_loss: {to: monotonic, by: undertrained}}",
     "worse": "{start: baseline, train: false, matched_loss: {to: baseline, above: 0.5, by: noise, scope: mlp_in}}",
+    "worse_still": "{start: baseline, train: false, matched_loss: {to: baseline, above: 0.75, by: temperature}}",
     "stopped": "{start: reparametrized, train: false, matched_loss: {to: slow, by: undertrained}}",
 }
 MEASURED = ("matched_temperature", "matched_undertrained")
@@ -97,11 +98,11 @@ def test_a_matched_arm_has_the_loss_that_it_was_to_meet(controlled: tuple[Path, 
 
 
 def test_a_level_of_damage_lies_above_the_loss_that_it_is_told_from(controlled: tuple[Path, Any]) -> None:
-    worse, start = _result(controlled, "match.worse"), _result(controlled, "match.matched_temperature")
-    log = controlled[0] / RUN / "work/match.matched_temperature/evaluations.jsonl"
-    baseline = next(line["nll"] for line in records.JsonLines(log).read() if line["parameter"] == 1.0)
-    assert worse["target"] == pytest.approx(baseline + 0.5, abs=1e-9)
-    assert (worse["above"], worse["scope"], start["above"]) == (0.5, "mlp_in", 0.0)
+    worse, still, control = (_result(controlled, f"match.{a}") for a in ("worse", "worse_still", "matched_noise"))
+    assert still["target"] - worse["target"] == pytest.approx(0.25, abs=1e-9)
+    assert worse["reached"] == pytest.approx(worse["target"], abs=0.01)
+    assert (worse["above"], worse["scope"], worse["start"]) == (0.5, "mlp_in", "baseline")
+    assert (control["above"], control["scope"]) == (0.0, "mlp_both")
     before, after = _weights(controlled, "baseline"), _weights(controlled, "worse")
     changed = {name.split(".mlp.")[1] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"dense_h_to_4h.weight"}
