@@ -58,7 +58,7 @@ def test_the_later_published_run_has_its_numbers() -> None:
 
 def test_the_pocket_presets_need_no_network_and_have_the_promised_arms() -> None:
     pocket, quick = load_experiment("pocket"), load_experiment("pocket-quick")
-    assert list(pocket.arms) == ["baseline", "monotonic", "shifted_twin"]
+    assert list(pocket.arms) == ["baseline", "monotonic", "shifted_twin", "matched"]
     assert list(quick.arms) == ["baseline", "monotonic"]
     twin = pocket.arms["shifted_twin"]
     assert (twin.start, twin.train) == ("baseline", False)
