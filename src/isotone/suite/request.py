@@ -89,10 +89,7 @@ def make_request(models: Sequence[str], documents: Path, search_documents: Path 
     attacks = _attacks(options.attacks)
     sources = name_models(models)
     for item in options.overrides:
-        if not item.startswith(_SETTABLE):
-            raise UsageError(
-                f"--set {item}: nothing is made from it here; allowed: {', '.join(f'{key}…' for key in _SETTABLE)}"
-            )
+        _require_settable(item, attacks)
     tree = _tree(sources, attacks, documents, options)
     # the models' own settings decide what is read of them, and their contexts which protocol fits
     first = experiment_from_dict(tree, "isotone attack", options.overrides)
@@ -104,7 +101,6 @@ def make_request(models: Sequence[str], documents: Path, search_documents: Path 
         {key: getattr(options, key) for key in ("prefix", "gap", "continuation")},
     )
     experiment = experiment_from_dict(tree, "isotone attack", options.overrides)
-    _require_asked(experiment.attacks, attacks)
     _require_fit(experiment.attacks, attacks, contexts)
     return Request(experiment, attacks, sources, pins, documents, search_documents, options.matched_loss)
 
@@ -200,10 +196,14 @@ def _model(settings: Model, source: str, revision: str | None = None) -> Model:
     return settings.model_copy(update={"source": source, "revision": revision or settings.revision})
 
 
-def _require_asked(config: Attacks, attacks: Sequence[str]) -> None:
-    for kind in FURTHER:
-        if (getattr(config, kind) is not None) != (kind in attacks):
-            raise UsageError(f"--set attacks.{kind}: --attacks alone says which attacks are made; change it there")
+def _require_settable(item: str, attacks: Sequence[str]) -> None:
+    if not item.startswith(_SETTABLE):
+        raise UsageError(
+            f"--set {item}: nothing is made from it here; allowed: {', '.join(f'{key}…' for key in _SETTABLE)}"
+        )
+    path = item.partition("=")[0].strip().split(".")
+    if path[1] in FURTHER and (len(path) == 2 or path[1] not in attacks):
+        raise UsageError(f"--set {item}: --attacks alone says which attacks are made; name {path[1]} there, or not")
 
 
 def _require_fit(config: Attacks, attacks: Sequence[str], contexts: Mapping[str, int]) -> None:
