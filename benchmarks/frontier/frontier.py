@@ -221,7 +221,8 @@ def draw(path: Path, points: dict[str, Point], fitted: dict[str, list[Point]], f
             colour = "#d95f02" if arm in ASKED else "#1f78b4"
             p, name = points[arm], arm.replace("_", " ")
             axes.plot([p.x], [p.y], marker, color=colour, ms=8, label=name, zorder=3)
-            axes.annotate(name, (p.x, p.y), xytext=(7, 5), textcoords="offset points", color=colour, fontsize=9)
+            offset = (7, 5) if arm in ASKED else (7, -13)
+            axes.annotate(name, (p.x, p.y), xytext=offset, textcoords="offset points", color=colour, fontsize=9)
     axes.set_xlabel("clean loss, nats per scored token")
     axes.set_ylabel("Δ under the worst attack, nats per scored token")
     axes.legend(frameon=False, fontsize=8, loc="best")
