@@ -147,6 +147,14 @@ def test_the_better_of_the_two_is_brought_to_the_loss_of_the_other(monotonic: fl
     assert f"of baseline, which moves control by {entry.delta_control:.3f}" in found[0].sentence
 
 
+def test_a_control_that_was_made_from_a_third_arm_does_not_count() -> None:
+    [seed] = one_seed(0.20, 0.30)
+    third = arm(0.10, 5, nll=3.5, matched=matched_to("monotonic", start="edit_trained"))
+    result = verdict([seed | {"third": third}])
+    assert [entry.control for entry in result.against] == ["control_1"]
+    assert "third: it was made from edit_trained, which is neither of the two" in result.sentence
+
+
 def test_too_few_documents_give_no_verdict() -> None:
     seeds = one_seed(0.20, 0.30)
     enough = decide("monotonic", "baseline", seeds, 0.04, CLEAR, Floors(documents=NUM_DOCUMENTS))[0]

@@ -26,6 +26,7 @@ ASKED = ("published", "scaled", "projected", "shifted")
 CONTROLS = ("edit_trained", "brief")
 WAYS = {"stopped": "|W|, stopped early", "noise": "noise on FFN weights", "temperature": "temperature"}
 UNDAMAGED = {"baseline": "noise", "absolute": "stopped"}
+NUM_SEEDS = 3
 DEGREE = 2
 """Of the polynomial in the clean loss."""
 
@@ -108,8 +109,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     results = [records.read_json(p) for p in sorted(args.runs.glob("seed-*/results/final_results.json"))]
-    if not results:
-        raise SystemExit(f"{args.runs} has no complete run yet")
+    if len(results) < NUM_SEEDS:
+        raise SystemExit(f"{args.runs} has {len(results)} complete runs of the {NUM_SEEDS} that the protocol asks for")
     points, left_out = read_points(results)
     fitted = {way: of_way(points, way) for way in WAYS}
     frontier = Frontier.through([p for of in fitted.values() for p in of])

@@ -409,7 +409,7 @@ def attack(
         models,
         documents,
         out,
-        attacks=[name for name in attacks.split(",") if name],
+        attacks=[name.strip() for name in attacks.split(",") if name.strip()],
         search_documents=search_documents,
         text_field=text_field,
         prefix=prefix,

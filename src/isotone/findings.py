@@ -85,7 +85,7 @@ def margins(
     """
     entry = baseline.triggers or {}
     best = [r for r in entry.get("restarts", ()) if r["restart"] == entry["best_restart"]]
-    changes = {"triggers": best[0]["search_delta_nll"]} if best else {}
+    changes = {"triggers": best[0]["search_delta_nll"]} if best and best[0]["search_delta_nll"] is not None else {}
     primary: dict[str, Sequence[Json]] = {"hotflip": hotflip.get(primary_variant(experiment), [])}
     primary |= {kind: rows for kind, rows in further.items() if kind != "frequency"}  # a control decides nothing
     primary[ENSEMBLE] = worst_case([*hotflip.values(), random, *further.values()])

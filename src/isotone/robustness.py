@@ -179,9 +179,13 @@ def find_controls(arm: str, baseline: str, seeds: Seeds) -> tuple[list[Control],
         if matched.get("above"):  # worse than what it is told from, so no control of that
             continue
         side: Literal["baseline", "arm"]
-        if matched.get("to") == arm:
+        start = matched.get("start", baseline)
+        if matched.get("to") == arm and start == baseline:
             side = "baseline"
-        elif matched.get("to") == baseline and matched.get("start") == arm:
+        elif matched.get("to") == arm:
+            excluded.append(Excluded(control=name, reason=f"it was made from {start}, which is neither of the two"))
+            continue
+        elif matched.get("to") == baseline and start == arm:
             side = "arm"
         else:
             continue

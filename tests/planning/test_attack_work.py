@@ -1,6 +1,7 @@
 """The work of attacks is counted as they spend it, token by token."""
 
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,8 +16,17 @@ from isotone.planning.attack_work import trigger_tokens
 from isotone.planning.work import node_work
 
 
-def test_a_trigger_search_spends_the_tokens_that_are_planned() -> None:
-    words = ["length=3", "candidates=6", "iterations=4", "restarts=2", "batch_size=2", "budget_tokens=4558"]
+@pytest.mark.parametrize("proposals", ["gradient", "surrogate"])
+def test_a_trigger_search_spends_the_tokens_that_are_planned(proposals: Literal["gradient", "surrogate"]) -> None:
+    words = [
+        f"proposals={proposals}",
+        "length=3",
+        "candidates=6",
+        "iterations=4",
+        "restarts=2",
+        "batch_size=2",
+        "budget_tokens=4558",
+    ]
     sizes = planned(
         *(f"attacks.triggers.{word}" for word in words),
         "attacks.num_search_documents=3",
@@ -28,8 +38,9 @@ def test_a_trigger_search_spends_the_tokens_that_are_planned() -> None:
     windows = [Window(str(i), np.arange(34, dtype=np.int64) % 60 + i) for i in range(3)]
     config = sizes.experiment.attacks.triggers
     attack = UniversalTriggers(
-        config.length, config.candidates, config.iterations, config.restarts, config.batch_size, config.budget_tokens
-    )
+        config.length, config.candidates, config.iterations, config.restarts, config.batch_size, config.budget_tokens,
+        proposals=proposals,
+    )  # fmt: skip
     assert search_trigger(attack, model, vocabulary, windows)["spent_tokens"] == trigger_tokens(sizes)
 
 

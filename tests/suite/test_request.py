@@ -29,6 +29,7 @@ def test_arms_are_named_after_their_models() -> None:
         (["pocket", "a=pocket", "a=pocket"], "two models of the name a"),
         (["pocket", "7b=pocket"], "a name is made of"),
         (["pocket", "a="], "a model stands behind"),
+        (["pocket", "a=pocket", "a_matched=pocket"], "names that end in _matched are those of controls"),
     ],
 )
 def test_names_that_cannot_be_are_refused(models: list[str], said: str) -> None:
@@ -55,6 +56,19 @@ def test_requests_that_cannot_be_carried_out_are_refused_in_one_line(options: Op
     with pytest.raises(UsageError, match=said) as caught:
         make_request(["pocket"], Path("texts.jsonl"), None, options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_budget_must_buy_a_round_of_what_is_asked_for_alone() -> None:
+    small = Options(attacks=["coordinate"], budget_tokens=2000, overrides=["attacks.coordinate.candidates=8"])
+    assert make_request(["pocket"], Path("texts.jsonl"), None, small).experiment.attacks.budget_tokens == 2000
+    with pytest.raises(UsageError, match="do not buy one round of hotflip"):
+        make_request(["pocket"], Path("texts.jsonl"), None, Options(attacks=["hotflip"], budget_tokens=2000))
+
+
+def test_a_revision_is_not_given_to_several_models_at_once() -> None:
+    options = Options(overrides=["model.revision=main"])
+    with pytest.raises(UsageError, match="it would hold for every MODEL"):
+        make_request(["pocket", "a=pocket"], Path("texts.jsonl"), None, options)
 
 
 def test_the_protocol_is_what_fits_the_models_unless_given() -> None:

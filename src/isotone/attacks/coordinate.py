@@ -129,9 +129,10 @@ class CoordinateSearch(DocumentAttack):
         for index, ((positions_N, tokens_N), gains_N) in enumerate(zip(pairs, gains, strict=True)):
             round_N = slice(before, before + len(tokens_N))
             positions_BN[index, round_N], tokens_BN[index, round_N] = positions_N, tokens_N
-            gains_BN[index, round_N] = gains_N.nan_to_num(nan=-torch.inf)
+            gains_N = torch.where(gains_N.isfinite(), gains_N, -torch.inf)  # tried, and never learned from
+            gains_BN[index, round_N] = gains_N
             if bool(better_B[index]):
-                best = gains_N.nan_to_num(nan=-torch.inf).argmax()
+                best = gains_N.argmax()
                 gains_BN[index, positions_BN[index] == positions_N[best]] -= gains_N[best].clone()
         return state | {
             "tried_positions_BN": positions_BN,

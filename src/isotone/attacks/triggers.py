@@ -222,15 +222,17 @@ class UniversalTriggers:
         """Return positions and tokens to evaluate: drawn at first, then what is expected to do most."""
         running, vocabulary = state["running"], problem.vocabulary
         trigger_K, known = torch.tensor(running["trigger_ids"]), running.get("evaluated")
-        if known is not None and known["gains"]:
+        if known is not None and any(gain is not None for gain in known["gains"]):
             positions_N, tokens_N = torch.tensor(known["positions"]), torch.tensor(known["tokens"])
+            gains = [math.nan if gain is None else gain for gain in known["gains"]]
+            gains_N = torch.tensor(gains, dtype=torch.float64)
             before = len(positions_N) - known["since"]
             return promising_pairs(
                 problem.target.embeddings_VD,
                 vocabulary.admissible_V,
                 trigger_K,
                 torch.ones(self.length, dtype=torch.bool),
-                Evaluated(positions_N, tokens_N, torch.tensor(known["gains"], dtype=torch.float64)),
+                Evaluated(positions_N, tokens_N, gains_N),
                 tried=(positions_N[before:], tokens_N[before:]),
                 count=self.candidates,
             )
@@ -272,19 +274,20 @@ def _written(trigger_K: Tensor, pairs: Pairs) -> Tensor:
 
 
 def _learned(known: dict[str, Any] | None, pairs: Pairs, gains_N: Tensor, best: int | None) -> dict[str, Any]:
-    """Return the latest evaluations with a finite gain, as JSON; ``since``: those of the trigger as it stands.
+    """Return the latest evaluations as JSON; ``since``: those of the trigger as it stands.
 
-    Gains at a changed position become those against the token that is there now.
+    A gain that is not finite is None: tried, and never learned from. Gains at a changed position become those against
+    the token that is there now.
     """
     known = known or {"positions": [], "tokens": [], "gains": [], "since": 0}
-    finite_N = gains_N.isfinite()
-    positions = [*known["positions"], *pairs[0][finite_N].tolist()]
-    tokens = [*known["tokens"], *pairs[1][finite_N].tolist()]
-    gains = [*known["gains"], *gains_N[finite_N].tolist()]
-    since = known["since"] + int(finite_N.sum())
+    positions = [*known["positions"], *pairs[0].tolist()]
+    tokens = [*known["tokens"], *pairs[1].tolist()]
+    gains = [*known["gains"], *(gain if math.isfinite(gain) else None for gain in gains_N.tolist())]
+    since = known["since"] + len(gains_N)
     if best is not None:
         at, gain, since = int(pairs[0][best]), float(gains_N[best]), 0
-        gains = [value - gain if position == at else value for position, value in zip(positions, gains, strict=True)]
+        moved = [position == at and value is not None for position, value in zip(positions, gains, strict=True)]
+        gains = [value - gain if is_moved else value for value, is_moved in zip(gains, moved, strict=True)]
     return {"positions": positions[-MOST:], "tokens": tokens[-MOST:], "gains": gains[-MOST:], "since": min(since, MOST)}
 
 

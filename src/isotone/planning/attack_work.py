@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from isotone.config import Triggers
 from isotone.planning.flops import forward_flops, gradient_flops
 from isotone.planning.sizes import Sizes, Work
 
@@ -125,7 +126,7 @@ def trigger_iterations(sizes: Sizes) -> int:
         return config.iterations
     length, searches = 1 + config.length + trigger_length(sizes), _searches(sizes)
     batch = min(config.batch_size, searches)
-    iteration = (3 + config.candidates) * batch * length
+    iteration = (_standing(config) + config.candidates) * batch * length
     affordable = (config.budget_tokens // config.restarts - 2 * searches * length) // max(1, iteration)
     return max(1, min(config.iterations, affordable))
 
@@ -134,7 +135,7 @@ def trigger_tokens(sizes: Sizes) -> int:
     """Return the tokens that a whole search spends, counted as attacks/budget.py counts them."""
     config, searches = sizes.experiment.attacks.triggers, _searches(sizes)
     length, batch = 1 + config.length + trigger_length(sizes), min(config.batch_size, searches)
-    iterations = trigger_iterations(sizes) * (3 + config.candidates) * batch
+    iterations = trigger_iterations(sizes) * (_standing(config) + config.candidates) * batch
     return config.restarts * length * (iterations + 2 * searches)
 
 
@@ -146,12 +147,19 @@ def triggers(sizes: Sizes) -> Work:
     length, scored = 1 + config.triggers.length + text, text - SKIPPED
     batch = min(config.triggers.batch_size, searches)
     forward = forward_flops(shape, 1, length, scored)
-    iteration = batch * (gradient_flops(shape, 1, length, scored) + config.triggers.candidates * forward)
-    iteration += 2 * config.triggers.length * shape.head_weights
+    iteration = batch * (config.triggers.candidates + 1) * forward
+    if config.triggers.proposals == "gradient":
+        iteration += batch * (gradient_flops(shape, 1, length, scored) - forward)
+        iteration += 2 * config.triggers.length * shape.head_weights
     restart = trigger_iterations(sizes) * iteration + 2 * searches * forward
     judged = 2 * forward_flops(shape, 1, length, length - 1) + (1 + CONTROLS) * forward
     attack = config.triggers.restarts * restart + searches * forward + tests * judged
     return Work(attack=attack, tokenizers=1, vocabularies=1)
+
+
+def _standing(config: Triggers) -> int:
+    """Return the forwards that a look at the trigger as it stands counts as: with a gradient, or without."""
+    return 3 if config.proposals == "gradient" else 1
 
 
 def _searches(sizes: Sizes) -> int:

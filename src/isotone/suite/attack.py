@@ -117,6 +117,8 @@ def attack_models(
 def _run(
     request: Request, given_seed: int | None, out: Path, stop: StopFlag, say: Callable[[str], None]
 ) -> AttackSuiteResults:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: {out} is a file; give a folder")
     with lease(out / "leases" / "attack.json", f"attack in {out}"):
         experiment = as_begun(request.experiment, out)
         request, seed = replace(request, experiment=experiment), resolve_seed(experiment, given_seed)

@@ -21,6 +21,9 @@ FURTHER = ("gcg", "coordinate", "pgd", "frequency")
 
 ALL_ATTACKS = ("hotflip", "triggers", *FURTHER, "random")
 
+_MATCHED = "_matched"
+"""How the names of controls end, and no others: their logs lie in the same folder."""
+
 _DECLARED = ("hotflip", "triggers", "gcg", "coordinate")
 """Attacks whose Δ is confirmatory where they are made."""
 
@@ -90,6 +93,10 @@ def make_request(models: Sequence[str], documents: Path, search_documents: Path 
     sources = name_models(models)
     for item in options.overrides:
         _require_settable(item, attacks)
+        if len(sources) > 1 and item.startswith(("model.revision", "model.gguf_file")):
+            raise UsageError(
+                f"--set {item}: it would hold for every MODEL; give folders or files that say which they are"
+            )
     tree = _tree(sources, attacks, documents, options)
     # the models' own settings decide what is read of them, and their contexts which protocol fits
     first = experiment_from_dict(tree, "isotone attack", options.overrides)
@@ -122,6 +129,10 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
             )
         if name is None:
             name = BASELINE if number == 0 else _free_name(source, named)
+        if name.endswith(_MATCHED):
+            raise UsageError(
+                f"{item}: names that end in {_MATCHED} are those of controls; give another one as NAME=MODEL"
+            )
         if name in named:
             raise UsageError(f"{item}: there are two models of the name {name}; give another one as NAME=MODEL")
         named[name] = source
@@ -130,7 +141,7 @@ def name_models(models: Sequence[str]) -> dict[str, str]:
 
 def matched_name(arm: str) -> str:
     """Return the name of an arm's control at matched loss."""
-    return f"{arm}_matched"
+    return f"{arm}{_MATCHED}"
 
 
 def source_name(source: str) -> str:
@@ -166,12 +177,7 @@ def _attacks(asked: Sequence[str]) -> tuple[str, ...]:
 
 def _tree(sources: Mapping[str, str], attacks: Sequence[str], documents: Path, options: Options) -> dict[str, Any]:
     """Return the experiment as it would stand in a file."""
-    if options.matched_loss:
-        for arm in sources:
-            if matched_name(arm) in sources:
-                raise UsageError(
-                    f"--matched-loss: the control of {arm} is to be named {matched_name(arm)}; rename that model"
-                )
+    unasked = {} if "hotflip" in attacks else {"methods": ["once"]}  # the one that needs no budget
     family = [{"metric": "nll"}]
     family += [{"metric": "delta_nll", "attack": name} for name in _DECLARED if name in attacks]
     return {
@@ -179,7 +185,7 @@ def _tree(sources: Mapping[str, str], attacks: Sequence[str], documents: Path, o
         "data": {"source": str(documents), "text_field": options.text_field},
         "arms": {arm: {"train": False} for arm in sources},
         "attacks": _given(
-            {"hotflip": _given({}, {"flips": options.flips}), "transfer": len(sources) > 1},
+            {"hotflip": _given(unasked, {"flips": options.flips}), "transfer": len(sources) > 1},
             {"budget_tokens": options.budget_tokens, "num_documents": options.num_documents},
             {kind: {} for kind in FURTHER if kind in attacks},
         ),
