@@ -29,7 +29,6 @@ from isotone.results import (
     correct,
     declared_family,
     differences_between_arms,
-    missed,
     primary_variant,
 )
 from isotone.transfer import Cell, pooled_matrix
@@ -87,7 +86,7 @@ def build_summary(experiment: Experiment, found: Mapping[int, SeedFindings]) -> 
         arms={arm: _arm(arm, finals, pooled) for arm in arms},
         comparisons=[ComparisonOverSeeds(**entry, by_seed=_by_seed(entry, finals)) for entry in compared],
         conclusions=conclusions(
-            [c for c in compared if not any(missed(f.final.arms[c["a"]].matched_loss) for f in found.values())],
+            [c for c in compared if not any(f.final.arms[c["a"]].matched_loss for f in found.values())],
             variant,
             margins,
         ),

@@ -131,23 +131,18 @@ def build_final_results(
         arms={arm: _arm_result(found, variant) for arm, found in findings.items()},
         comparisons=[Comparison(**entry) for entry in comparisons],
         conclusions=conclusions(
-            [entry for entry in comparisons if not missed(findings[entry["a"]].matched_loss)], variant, margins or {}
+            [entry for entry in comparisons if not findings[entry["a"]].matched_loss], variant, margins or {}
         ),
         transfer=[Transfer(**entry) for entry in transfer],
         differences_between_arms=differences_between_arms(experiment),
     )
 
 
-def missed(matched_loss: Json | None) -> bool:
-    """Tell whether an arm is a matched-loss control whose loss could not be reached: then nothing follows from it."""
-    return matched_loss is not None and not matched_loss["reachable"]
-
-
 def conclusions(comparisons: Sequence[Json], variant: str, margins: Mapping[str, float]) -> list[Conclusion]:
     """Return what can be said about each pair of arms: clean loss first, then robustness under each attack.
 
     Args:
-        comparisons: entries of the results.
+        comparisons: entries of the results, without controls at matched loss: the verdict speaks of those.
         variant: HotFlip's primary one.
         margins: half width of equivalence by attack.
     """

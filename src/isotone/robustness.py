@@ -15,13 +15,10 @@ from isotone.decomposition import Decomposition, Pair, Term, remainder
 from isotone.evidence import WORST, Column, Evidence, Seeds, changes, clean_losses, clean_text_losses, members, tables
 from isotone.masking import Masking
 from isotone.statistics import ratio_estimate
-from isotone.verdict import MAX_CLEAN_DIFFERENCE
+from isotone.verdict import MAX_CLEAN_DIFFERENCE, RESOLUTION
 
 MATCHED = 0.01
 """Nats per scored token within which a control's clean loss counts as matched."""
-
-RESOLUTION = 1e-5
-"""Nats per scored token below which a difference is rounding: losses are means of fp32 numbers."""
 
 CAVEATS = {
     "vacuous": (

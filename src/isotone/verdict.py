@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict
 MAX_CLEAN_DIFFERENCE = 0.02
 """Nats per token by which clean losses may differ in a statement on robustness without a matched-loss arm."""
 
+RESOLUTION = 1e-5
+"""Nats per token below which a difference is rounding: losses are means of fp32 numbers."""
+
 LEVEL = 0.05
 
 Comparison = Mapping[str, Any]
@@ -103,9 +106,11 @@ def _unmatched(comparison: Comparison, clean: Comparison) -> str:
 
 
 def _direction(comparison: Comparison) -> int:
-    """Return the sign of a difference that is shown: its 95 % interval is beyond 0, (adjusted) p below the level."""
+    """Return the sign of a difference that is shown: more than rounding, 95 % interval beyond 0, p below the level."""
     p = comparison["p"] if comparison["p_adjusted"] is None else comparison["p_adjusted"]
     if comparison["ci95"] is None or p is None or p >= (comparison.get("level") or LEVEL):
+        return 0
+    if abs(comparison["difference"]) <= RESOLUTION:
         return 0
     low, high = comparison["ci95"]
     return 1 if low > 0 else -1 if high < 0 else 0

@@ -66,8 +66,7 @@ def controls_table(run: RunFiles) -> Table:
         for entry in v["excluded"]:
             rows.append([*head, entry["control"], f"does not count: {entry['reason']}", *["–"] * 9])
     caption = (
-        "Worst case of all attacks at matched clean loss, nats per scored token; remainder: Δ baseline − Δ arm, the "
-        "control standing for the one that it was made from"
+        "Worst of all attacks, nats per scored token; remainder: baseline − arm, the control standing for its origin"
     )
     return Table(caption, columns, rows, frozenset({0, 1, 2, 3}))
 
