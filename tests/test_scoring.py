@@ -6,7 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    PreTrainedModel,
+    T5Config,
+)
 
 from isotone import scoring
 
@@ -115,3 +122,47 @@ def test_the_leading_token_is_bos_then_eos_then_none() -> None:
     assert scoring.leading_token(SimpleNamespace(bos_token_id=0, eos_token_id=2)) == 0
     assert scoring.leading_token(SimpleNamespace(bos_token_id=None, eos_token_id=2)) == 2
     assert scoring.leading_token(SimpleNamespace(bos_token_id=None, eos_token_id=None)) is None
+
+
+PAIRS = scoring.PairLayout(source=7, pad=0)
+ROWS_BL = torch.tensor([[5, 9, 4, 8, 7, 6, 1, 3, 2, 8, 1, 0], [5, 9, 1, 0, 0, 0, 0, 4, 1, 0, 0, 0]])
+LENGTHS = ((7, 4), (3, 2))
+
+
+@pytest.fixture(scope="module", params=("relu", "gated-gelu"))
+def t5(request: pytest.FixtureRequest) -> PreTrainedModel:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 32}
+    config = T5Config(**sizes, feed_forward_proj=request.param, decoder_start_token_id=0, dropout_rate=0.0)
+    torch.manual_seed(0)
+    return AutoModelForSeq2SeqLM.from_config(config).eval()
+
+
+def test_padded_pairs_have_the_losses_of_each_pair_by_itself(t5: PreTrainedModel) -> None:
+    nll_BT = scoring.token_nll(t5, ROWS_BL, pairs=PAIRS)
+    for row, (num_source, num_target) in enumerate(LENGTHS):
+        source, target = ROWS_BL[row, :num_source][None], ROWS_BL[row, 7 : 7 + num_target][None]
+        logits_TV = t5(input_ids=source, labels=target).logits[0].log_softmax(-1)
+        expected_T = -logits_TV.gather(1, target[0, :, None])[:, 0]
+        torch.testing.assert_close(nll_BT[row, :num_target], expected_T, rtol=0, atol=1e-5)
+        assert not nll_BT[row, num_target:].any()  # padding costs nothing
+
+
+def test_positions_of_a_pair_are_those_of_its_row_and_its_source_is_never_scored(t5: PreTrainedModel) -> None:
+    whole = scoring.token_scores(t5, ROWS_BL, pairs=PAIRS)
+    part = scoring.token_scores(t5, ROWS_BL, slice(8, 10), pairs=PAIRS)
+    torch.testing.assert_close(part.nll_BT, whole.nll_BT[:, 1:3])
+    assert not whole.correct_BT[0, 4:].any()
+    assert not whole.correct_BT[1, 2:].any()
+    with pytest.raises(ValueError, match="7…11"):
+        scoring.token_nll(t5, ROWS_BL, slice(6, 9), pairs=PAIRS)
+
+
+def test_gradients_reach_the_source_of_a_pair_and_not_its_padding(t5: PreTrainedModel) -> None:
+    embeds_BSD = t5.get_input_embeddings()(ROWS_BL[:, :7]).detach().requires_grad_()
+    nll_BT = scoring.token_nll(t5, ROWS_BL, inputs_embeds_BLD=embeds_BSD, pairs=PAIRS)
+    torch.testing.assert_close(nll_BT, scoring.token_nll(t5, ROWS_BL, pairs=PAIRS))
+    nll_BT.sum().backward()
+    assert embeds_BSD.grad is not None
+    assert embeds_BSD.grad[0].any(-1).all()
+    assert embeds_BSD.grad[1, :3].any(-1).all()
+    assert not embeds_BSD.grad[1, 3:].any()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
+from isotone.pairs import PairLayout
+
 CHUNK_ELEMENTS = 1 << 24
 """Logits that are raised to fp32 at a time; rows are independent, so the number changes memory only."""
 
@@ -32,6 +34,7 @@ def token_nll(
     past: Any = None,
     inputs_embeds_BLD: Tensor | None = None,
     labels_BL: Tensor | None = None,
+    pairs: PairLayout | None = None,
 ) -> Tensor:
     """Return −ln p(x_t | x_<t) of the tokens at ``positions``, nats, fp32 [B, T]; gradients flow to the embeddings.
 
@@ -47,15 +50,17 @@ def token_nll(
         past: key/value cache of what precedes ``input_ids_BL``. The model extends it in place: hand over a copy.
         inputs_embeds_BLD: what the model reads instead of the embeddings of ``input_ids_BL``.
         labels_BL: the true tokens, where those that the model reads were edited.
+        pairs: the model is an encoder-decoder and the rows are laid out so. Only the target is scored, all of it where
+            ``positions`` is None; the loss of its padding is 0. ``inputs_embeds_BLD`` is of the source alone.
 
     Raises:
-        ValueError: a position is 0 or outside the sequence.
+        ValueError: a position is 0 or outside the sequence, or in the source of a pair.
     """
-    index_T = _index(positions, input_ids_BL)
-    logits_BTV = _logits(model, input_ids_BL, index_T - 1, past, inputs_embeds_BLD)
+    index_T = _index(positions, input_ids_BL, pairs)
+    logits_BTV = _logits(model, input_ids_BL, index_T, past, inputs_embeds_BLD, pairs)
     labels_N = (input_ids_BL if labels_BL is None else labels_BL)[:, index_T].flatten()
     parts = [
-        F.cross_entropy(rows_CV.float(), labels_C, reduction="none")
+        F.cross_entropy(rows_CV.float(), labels_C, reduction="none", ignore_index=_ignored(pairs))
         for rows_CV, labels_C in _chunks(logits_BTV, labels_N)
     ]
     return torch.cat(parts).view(logits_BTV.shape[:2])
@@ -68,15 +73,19 @@ def token_scores(
     positions: slice | Tensor | None = None,
     past: Any = None,
     inputs_embeds_BLD: Tensor | None = None,
+    pairs: PairLayout | None = None,
 ) -> TokenScores:
-    """Return loss and top-1 correctness of the tokens at ``positions``; arguments and errors as for ``token_nll``."""
-    index_T = _index(positions, input_ids_BL)
-    logits_BTV = _logits(model, input_ids_BL, index_T - 1, past, inputs_embeds_BLD)
+    """Return loss and top-1 correctness of the tokens at ``positions``; arguments and errors as for ``token_nll``.
+
+    Padding of a pair's target has loss 0 and is never correct.
+    """
+    index_T = _index(positions, input_ids_BL, pairs)
+    logits_BTV = _logits(model, input_ids_BL, index_T, past, inputs_embeds_BLD, pairs)
     labels_N = input_ids_BL[:, index_T].flatten()
     nll, correct = [], []
     for rows_CV, labels_C in _chunks(logits_BTV, labels_N):
-        nll.append(F.cross_entropy(rows_CV.float(), labels_C, reduction="none"))
-        correct.append(_is_top(rows_CV, labels_C))
+        nll.append(F.cross_entropy(rows_CV.float(), labels_C, reduction="none", ignore_index=_ignored(pairs)))
+        correct.append(_is_top(rows_CV, labels_C) & (labels_C != _ignored(pairs)))
     shape = logits_BTV.shape[:2]
     return TokenScores(torch.cat(nll).view(shape), torch.cat(correct).view(shape))
 
@@ -86,27 +95,44 @@ def leading_token(tokenizer: Any) -> int | None:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
-def _index(positions: slice | Tensor | None, input_ids_BL: Tensor) -> Tensor:
+def _index(positions: slice | Tensor | None, input_ids_BL: Tensor, pairs: PairLayout | None) -> Tensor:
     """Return the scored positions as indices [T] on the device of the ids."""
-    length = input_ids_BL.shape[1]
+    length, first = input_ids_BL.shape[1], 1 if pairs is None else pairs.source
     if isinstance(positions, Tensor):
         index_T = positions.to(input_ids_BL.device)
     else:
-        index_T = torch.arange(length, device=input_ids_BL.device)[slice(1, None) if positions is None else positions]
-    if index_T.numel() == 0 or int(index_T.min()) < 1 or int(index_T.max()) >= length:
-        raise ValueError(f"positions must lie in 1…{length - 1} of a sequence of {length} tokens, and not be empty")
+        wanted = slice(first, None) if positions is None else positions
+        index_T = torch.arange(length, device=input_ids_BL.device)[wanted]
+    if index_T.numel() == 0 or int(index_T.min()) < first or int(index_T.max()) >= length:
+        raise ValueError(
+            f"positions must lie in {first}…{length - 1} of a sequence of {length} tokens, and not be empty"
+        )
     return index_T
 
 
+def _ignored(pairs: PairLayout | None) -> int:
+    """Return the label that has no loss."""
+    return -100 if pairs is None else pairs.pad
+
+
 def _logits(
-    model: nn.Module, input_ids_BL: Tensor, index_T: Tensor, past: Any, inputs_embeds_BLD: Tensor | None
+    model: nn.Module,
+    input_ids_BL: Tensor,
+    index_T: Tensor,
+    past: Any,
+    inputs_embeds_BLD: Tensor | None,
+    pairs: PairLayout | None,
 ) -> Tensor:
+    """Return the logits of the tokens at ``index_T`` [B, T, V]."""
+    if pairs is not None:  # such models compute the logits of every target token
+        logits_BTV = model(**pairs.inputs(model, input_ids_BL, inputs_embeds_BLD), use_cache=False).logits
+        return logits_BTV[:, index_T - pairs.source]
     inputs: dict[str, Any] = (
         {"input_ids": input_ids_BL} if inputs_embeds_BLD is None else {"inputs_embeds": inputs_embeds_BLD}
     )
     if past is not None:
         inputs["past_key_values"] = past
-    return model(**inputs, use_cache=past is not None, logits_to_keep=index_T).logits
+    return model(**inputs, use_cache=past is not None, logits_to_keep=index_T - 1).logits
 
 
 def _chunks(logits_BTV: Tensor, labels_N: Tensor) -> zip:
