@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=10, help="the schedule's end")
     parser.add_argument("--stop-after", type=int, help="stop before it, with the average of the weights so far")
+    parser.add_argument("--lr", type=float, default=2e-3, help="AdamW's; Muon's is .02")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
 
@@ -51,7 +52,7 @@ def train(
     other = [p for n, p in named if not (p.ndim == 2 and is_hidden(n))]
     optimizers = [
         torch.optim.Muon(hidden, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="original"),
-        torch.optim.AdamW(other, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(other, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     rates = [group["lr"] for group in groups]

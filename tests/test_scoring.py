@@ -131,8 +131,17 @@ LENGTHS = ((7, 4), (3, 2))
 
 @pytest.fixture(scope="module", params=("relu", "gated-gelu"))
 def t5(request: pytest.FixtureRequest) -> PreTrainedModel:
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": 32}
-    config = T5Config(**sizes, feed_forward_proj=request.param, decoder_start_token_id=0, dropout_rate=0.0)
+    config = T5Config(
+        vocab_size=32,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj=request.param,
+        dropout_rate=0.0,
+    )
+    config.decoder_start_token_id = 0
     torch.manual_seed(0)
     return AutoModelForSeq2SeqLM.from_config(config).eval()
 

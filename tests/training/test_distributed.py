@@ -97,7 +97,7 @@ def note_rows(a_trainer: loop.Trainer, path: Path) -> None:
     """Write down, in a process of its own, which rows each pass of training reads."""
     real = loop.token_nll
 
-    def noting(model: torch.nn.Module, ids_BL: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
+    def noting(model: torch.nn.Module, ids_BL: torch.Tensor, **labels: Any) -> torch.Tensor:
         if model.training:
             records.JsonLines(path).append({"read": [[a_trainer.step, row] for row in ids_BL.tolist()]})
         return real(model, ids_BL, **labels)
@@ -242,7 +242,7 @@ def limit_rows(limit: int, from_call: int = 0) -> None:
     """Let the n-th and later forward passes of this process fail over so many rows."""
     real, calls = loop.token_nll, []
 
-    def limited(model: torch.nn.Module, ids: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
+    def limited(model: torch.nn.Module, ids: torch.Tensor, **labels: Any) -> torch.Tensor:
         calls.append(len(ids))
         if len(calls) > from_call and len(ids) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")

@@ -3,6 +3,7 @@
 import logging
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def limit_rows(monkeypatch: pytest.MonkeyPatch, limit: int, from_call: int = 0) 
     """Let the n-th and later forward passes fail over so many rows, as a device does."""
     real, calls = loop.token_nll, []
 
-    def limited(model: torch.nn.Module, ids: torch.Tensor, **labels: torch.Tensor) -> torch.Tensor:
+    def limited(model: torch.nn.Module, ids: torch.Tensor, **labels: Any) -> torch.Tensor:
         calls.append(len(ids))
         if len(calls) > from_call and len(ids) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
