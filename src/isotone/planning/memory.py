@@ -208,8 +208,8 @@ def _inference(shape: ModelShape, tokens: float, elements: float, ranked: bool =
 def _evaluating(sizes: Sizes) -> float:
     """Return what the first batch of an evaluation takes: that of the longest windows."""
     config, shape = sizes.experiment.evaluation, sizes.shape
-    count = sizes.num_documents("test", config.num_documents)
-    lengths = sizes.corpus.document_tokens["test"][:count] + 1
+    count = sizes.num_documents(config.split, config.num_documents)
+    lengths = sizes.corpus.document_tokens[config.split][:count] + 1
     context = config.context or min(shape.context, LONGEST_WINDOW)
     length = max(2, min(context, int(lengths.max(initial=1))))
     stride = config.stride or max(1, context // 2)

@@ -98,8 +98,8 @@ def _matching(sizes: Sizes, arm: str) -> Work:
 
 def _evaluation(sizes: Sizes, arm: str) -> Work:
     experiment, config = sizes.experiment, sizes.experiment.evaluation
-    count = sizes.num_documents("test", config.num_documents)
-    lengths = sizes.corpus.document_tokens["test"][:count] + 1
+    count = sizes.num_documents(config.split, config.num_documents)
+    lengths = sizes.corpus.document_tokens[config.split][:count] + 1
     context = config.context or min(sizes.shape.context, LONGEST_WINDOW)
     one = Work(evaluate=evaluation_flops(sizes.shape, lengths, context, config.stride, config.batch_size))
     names = {experiment.attacks.checkpoint, *config.checkpoints} if experiment.arms[arm].train else {"last"}

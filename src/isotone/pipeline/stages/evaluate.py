@@ -15,7 +15,7 @@ LONGEST_WINDOW = 2048
 
 
 def run(context: Context) -> list[Path]:
-    """Score every token of the test documents once, with the last and with the best checkpoint."""
+    """Score every token of the held-out documents once, with the last and with the best checkpoint."""
     primary: str = context.experiment.attacks.checkpoint
     folders: dict[str, Path | None] = {}
     for name in dict.fromkeys((primary, *context.experiment.evaluation.checkpoints)):
@@ -42,7 +42,9 @@ def run(context: Context) -> list[Path]:
 def _evaluate(context: Context, name: str, folder: Path | None) -> dict[str, Any]:
     config, data = context.experiment.evaluation, open_packed(context.run.data)
     model = load_end(context, context.arm_name, name)
-    documents = list(data.documents("test").shuffled(context.experiment.data.shuffle_seed)[: config.num_documents])
+    documents = list(
+        data.documents(config.split).shuffled(context.experiment.data.shuffle_seed)[: config.num_documents]
+    )
     work = records.JsonLines(context.run.work(context.node) / f"{name}.jsonl")
     with context.progress(1, "batch") as bar:
         rows = evaluate_perplexity(
