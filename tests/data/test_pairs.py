@@ -19,7 +19,7 @@ from isotone.errors import UsageError
 from isotone.interruption import StopFlag
 from isotone.pairs import PairLayout
 
-FIELDS = {"source_field": "source", "target_field": "target"}
+FIELDS: dict[str, Any] = {"source_field": "source", "target_field": "target"}
 Pack = Callable[..., dict[str, Any]]
 
 

@@ -265,9 +265,9 @@ def _tokenize_pairs(documents: Sequence[Document], recipe: Recipe, pairs: PairRe
         target = document.target or ""
         if sides[1] < whole_sides[1]:
             first = pairs.lengths[0]
-            target = recipe.tokenizer.decode(row[first : first + sides[1] - 1])
-        ids = np.array(row if min(whole_sides) > 1 else [], recipe.dtype)
-        yield _Encoded(ids, len(target.encode()), tuple(sides), tuple(whole_sides))
+            target = str(recipe.tokenizer.decode(row[first : first + sides[1] - 1]))
+        packed = np.array(row if min(whole_sides) > 1 else [], recipe.dtype)
+        yield _Encoded(packed, len(target.encode()), tuple(sides), tuple(whole_sides))
 
 
 def _require_known(ids: Sequence[int], document: Document, recipe: Recipe) -> None:
