@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.activations import Monotonicity, monotonicity_of
-from isotone.constraint.architectures import architecture_of
 from isotone.constraint.feed_forward import (
     FeedForward,
+    architecture_of_model,
     bias_of,
     constrained_modules,
     feed_forwards,
@@ -87,7 +87,7 @@ def certify(model: PreTrainedModel | str | Path, scope: str | None = None) -> Ce
 
 def _certify(model: PreTrainedModel, scope: str | None) -> Certificate:
     recorded = getattr(model.config, "isotone", None) or {}
-    scope = scope or recorded.get("scope") or architecture_of(model.config.model_type).widest_scope
+    scope = scope or recorded.get("scope") or architecture_of_model(model).widest_scope
     modules = constrained_modules(model, scope)
     networks = feed_forwards(model)
     norms = trace_norms(model, networks, probe_tokens(model))
