@@ -167,7 +167,7 @@ def test_a_training_that_fails_is_told_and_does_not_end_the_sweep(tiny: Tiny, tm
     folder = sweep(tiny(sweep={"arms": arms}), tmp_path).root
     found = records.read_json(folder / "sweep.json")
     assert [p["state"] for p in found["points"]] == ["complete", "complete", "failed"]
-    assert "not finite" in found["points"][2]["reason"]
+    assert "loss nan" in found["points"][2]["reason"]
 
 
 def test_while_another_process_holds_a_point_nothing_is_chosen(tiny: Tiny, tmp_path: Path) -> None:
