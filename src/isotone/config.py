@@ -15,6 +15,11 @@ Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
 Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
+Activation = Literal["relu", "monotone_gelu"]
+Layers = (
+    Annotated[tuple[int, ...], Field(min_length=1)]
+    | Annotated[str, Field(pattern=r"^((first|last):[1-9][0-9]*|-?[0-9]*:-?[0-9]*)$")]
+)
 Checkpoint = Literal["best", "last"]
 Matching = Literal["temperature", "noise", "undertrained"]
 
@@ -76,6 +81,11 @@ class Constraint(Part):
     """A named combination of parametrization, initialization and precision; what is given beside it goes first."""
     scope: Scope = "mlp_both"
     """Which projections are constrained."""
+    layers: Layers | None = None
+    """The blocks in which they are: a list of indices, ``first:N``, ``last:N``, or a slice such as ``2:6``. Blocks are
+    counted from 0, an encoder's before a decoder's. None: all."""
+    activation: Activation | None = None
+    """Put in the place of the activation in these blocks; monotone_gelu: GELU(max(x, −0.75)). None: the model's own."""
     parametrization: Parametrization | None = None
     """How a weight is kept non-negative; ``sign_frozen`` (a control) keeps it on the side of 0 where it starts."""
     initialization: Initialization | None = None

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from isotone.constraint.architectures import Architecture, architecture_of, projections_of
+from isotone.constraint.layers import Layers, resolve_layers
 from isotone.errors import UsageError
 
 
@@ -39,16 +40,19 @@ class FeedForward:
         return affine(self.down, self.hidden(u))
 
 
-def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
-    """Return the model's feed-forward networks, first block first.
+def feed_forwards(model: PreTrainedModel, layers: Layers | None = None) -> list[FeedForward]:
+    """Return the feed-forward networks of the model, or of the blocks that ``layers`` names, first block first.
 
     Raises:
-        UsageError: the architecture is unknown, or the model is not laid out as the table says.
+        UsageError: the architecture is unknown, the model is not laid out as the table says, or it has no such block.
     """
     architecture = architecture_of(model.config.model_type)
     try:
         blocks = model.get_submodule(architecture.blocks)
-        return [_feed_forward(model, architecture, f"{architecture.blocks}.{i}") for i in range(len(blocks))]  # type: ignore[arg-type]
+        return [
+            _feed_forward(model, architecture, f"{architecture.blocks}.{i}")
+            for i in resolve_layers(layers, len(blocks))  # type: ignore[arg-type]
+        ]
     except AttributeError as error:
         raise UsageError(
             f"model.source: {type(model).__name__} is not laid out like a causal {architecture.model_type} ({error})"
@@ -73,17 +77,17 @@ def _feed_forward(model: PreTrainedModel, architecture: Architecture, block: str
     return FeedForward(block, names, activation=activation, gate=modules.pop("gate", None), **modules)
 
 
-def constrained_modules(model: PreTrainedModel, scope: str) -> dict[str, nn.Module]:
-    """Return the modules whose weight a scope constrains, by full path, first block first.
+def constrained_modules(model: PreTrainedModel, scope: str, layers: Layers | None = None) -> dict[str, nn.Module]:
+    """Return the modules whose weight a scope constrains (in the given blocks), by full path, first block first.
 
     Raises:
-        UsageError: unknown architecture, or a scope that matches nothing in it.
+        UsageError: unknown architecture, a scope that matches nothing in it, or a block that is not there.
     """
     architecture = architecture_of(model.config.model_type)
     paths = projections_of(architecture, scope)
     return {
         name: model.get_submodule(name)
-        for f in feed_forwards(model)
+        for f in feed_forwards(model, layers)
         for path in paths
         for name in [f"{f.block}.{path}"]
     }

@@ -108,6 +108,8 @@ def load_model(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from isotone.constraint.replacement import replace_activation, take_mark
+
     at = resolve_source(source, gguf_file)
     if at.local and not allow_pickle and at.gguf_file is None:
         refuse_pickles(at)
@@ -116,6 +118,7 @@ def load_model(
         config = AutoConfig.from_pretrained(at.location, **common)
         if dropout is not None:
             _set_dropout(config, dropout)
+        mark = take_mark(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             at.location,
             config=config,
@@ -127,6 +130,8 @@ def load_model(
         )
     model, loading = loaded
     _require_whole(at, model, loading)
+    if mark is not None:
+        replace_activation(model, mark["name"], mark["layers"])
     model.config.use_cache = False
     return model.eval()
 

@@ -66,6 +66,8 @@ def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Cons
         calibration_rows_NL=calibration,
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
+        layers=config.layers,
+        activation=config.activation,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed
