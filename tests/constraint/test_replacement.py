@@ -1,21 +1,28 @@
 """A monotone activation in the place of a model's own: certified, and taken for no other one by whoever loads it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import logits, tiny_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from isotone.constraint import ARCHITECTURES, certify, constrain, fold
+from isotone.constraint import certify, constrain, fold
 from isotone.constraint.activations import MONOTONE, MonotoneGELU, monotonicity_of
+from isotone.constraint.feed_forward import architecture_of_model
 from isotone.constraint.replacement import MARK, activations_of, replace_activation
 from isotone.errors import IsotoneError, UsageError
 from isotone.models import load_model, save_model
 
-NAMES = ("gpt_neox", "gpt2", "opt", "arcee", "llama", "gemma2")
+NAMES = ("gpt_neox", "gpt2", "opt", "arcee", "llama", "gemma2", "t5", "t5_gated")
 """Every name of the key in config.json, with and without a gate."""
+
+
+def plain(model: Any) -> Any:
+    """What transformers loads such a model with."""
+    return AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -39,10 +46,10 @@ def test_offered_activations_are_certified_on_all_of_r(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_relu_in_all_blocks_needs_no_isotone(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
-    constrain(model, ARCHITECTURES[model.config.model_type].widest_scope, "projection", "relu", activation="relu")
+    constrain(model, architecture_of_model(model).widest_scope, "projection", "relu", activation="relu")
     expected = logits(fold(model))
     save_model(model, None, tmp_path / "x")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "x")), expected)
+    assert torch.equal(logits(plain(model).from_pretrained(tmp_path / "x")), expected)
     assert not (tmp_path / "x" / "README.md").exists()
 
 
@@ -54,12 +61,12 @@ def test_what_transformers_has_no_name_for_is_refused_by_it_and_read_by_isotone(
     model = tiny_model(name)
     if activation == "relu" and activations_of(model)[0] is nn.ReLU:
         return
-    scope = ARCHITECTURES[model.config.model_type].widest_scope
+    scope = architecture_of_model(model).widest_scope
     constrain(model, scope, "projection", "relu", layers=layers, activation=activation)
     expected = logits(fold(model))
     save_model(model, None, tmp_path / "x")
     with pytest.raises(KeyError, match=f"isotone:{activation}"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "x")
+        plain(model).from_pretrained(tmp_path / "x")
     assert "isotone.load_model" in (tmp_path / "x" / "README.md").read_text()
     reloaded = load_model(str(tmp_path / "x"))
     assert activations_of(reloaded) == activations_of(model)

@@ -2,7 +2,9 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -13,9 +15,11 @@ from isotone import records
 from isotone.config import ArmTraining, Distill, Experiment, Training
 from isotone.constraint import ARCHITECTURES
 from isotone.errors import IsotoneError
+from isotone.pairs import PairLayout
 from isotone.scoring import token_kl, token_nll
+from isotone.training import Budget
 from isotone.training.distill import Distillation, phase_at, state_error
-from training import tiny_run
+from training import test_pairs, tiny_run
 from training.tiny_run import RECIPE, outcome, train, train_in_budgets, trainer
 
 BOTH = Distill(blocks=0.3, logits=0.4, weight=0.7, temperature=2.0)
@@ -43,9 +47,9 @@ def test_phases_follow_each_other_at_exact_shares() -> None:
 @pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "opt", "bloom", "arcee", "llama", "gemma2"])
 @pytest.mark.parametrize("phase", ["blocks", "logits"])
 def test_a_model_has_nothing_to_learn_from_itself(name: str, phase: str) -> None:
-    model, same = tiny_model(name).train(), tiny_model(name)
+    model, same = tiny_model(name), tiny_model(name)
     found = distilled(model, same, Distill(**{phase: 1.0, "weight": 1.0}), tokens())
-    assert float(found[phase]) == pytest.approx(0, abs=1e-10)
+    assert found[phase].item() == pytest.approx(0, abs=1e-10)
     found["loss"].backward()
     assert all(p.grad is None or float(p.grad.abs().max()) < 1e-4 for p in model.parameters())
     assert all(p.grad is None for p in same.parameters())
@@ -72,6 +76,7 @@ def test_gradient_of_the_block_loss_is_the_one_computed_by_hand(centred: bool) -
     own = torch.randn(3, 2, 4, 8, dtype=torch.float64, requires_grad=True)
     its = torch.randn(3, 2, 4, 8, dtype=torch.float64)
     state_error(list(own.float()), list(its.float()), centred).sum().backward()
+    assert own.grad is not None
     centring = torch.eye(8, dtype=torch.float64) - 1 / 8
     for number in range(3):
         c = centring if centred and number < 2 else torch.eye(8, dtype=torch.float64)
@@ -111,7 +116,8 @@ def test_budgets_do_not_change_a_bit_at_the_boundaries_of_phases(tmp_path: Path,
 def test_the_teacher_is_in_memory_only_while_it_teaches(tmp_path: Path) -> None:
     a_trainer = trainer(tmp_path, recipe=RECIPE_2, teacher=teacher)
     taught = []
-    a_trainer.progress = lambda step, text: taught.append(a_trainer.distillation._teacher is not None)
+    distillation: Any = a_trainer.distillation
+    a_trainer.progress = lambda step, text: taught.append(distillation._teacher is not None)
     a_trainer.run()
     assert taught == [True] * 16 + [False] * 6
     finished = trainer(tmp_path, recipe=RECIPE_2, teacher=lambda: pytest.fail("nothing is left to teach"))
@@ -153,3 +159,53 @@ def test_it_is_off_unless_asked_for_and_an_arm_can_have_its_own() -> None:
     assert Distill(blocks=0.3, logits=0.7).share == Fraction(1)
     with pytest.raises(ValidationError, match="more than all steps"):
         Distill(blocks=0.4, logits=0.7)
+
+
+# --- encoder-decoders ------------------------------------------------------------------------------------------------
+
+
+def test_padding_of_pairs_teaches_nothing() -> None:
+    """Wider rows with more padding, in one micro-batch or two, give the same losses; a model has none with itself."""
+    ids_BL = torch.from_numpy(test_pairs.PairRows().rows("train")[:4].astype(np.int64))
+    layout = PairLayout(test_pairs.S, test_pairs.PAD)
+    source_BS, target_BT = layout.sides(ids_BL)
+    padding_BP = torch.full((4, 3), test_pairs.PAD)
+    wide_BL = torch.cat([source_BS, padding_BP, target_BT, padding_BP], 1)
+    model, other = tiny_model("t5"), tiny_model("t5", seed=1)
+    for phase in ("blocks", "logits"):
+        recipe = Distill(**{phase: 1.0})
+        found = pair_losses(model, other, recipe, ids_BL, layout, rows=4)
+        assert found == pytest.approx(pair_losses(model, other, recipe, ids_BL, layout, rows=1), rel=1e-4)
+        wide = PairLayout(test_pairs.S + 3, test_pairs.PAD)
+        assert found == pytest.approx(pair_losses(model, other, recipe, wide_BL, wide, rows=4), rel=1e-4)
+        assert found["nll"] == pytest.approx(
+            float(token_nll(model, ids_BL, pairs=layout).sum()) / layout.num_scored(ids_BL)
+        )
+        assert found[phase] > 1e-3
+        assert pair_losses(model, model, recipe, ids_BL, layout, rows=4)[phase] == pytest.approx(0, abs=1e-10)
+
+
+def pair_losses(
+    model: nn.Module, teacher: nn.Module, recipe: Distill, ids_BL: torch.Tensor, layout: PairLayout, rows: int
+) -> dict[str, float]:
+    distillation = Distillation(recipe, lambda: teacher, lambda model: None, 10, layout)
+    distillation.prepare(0)
+    total: dict[str, float] = {}
+    for part_BL in ids_BL.split(rows):
+        for name, loss in distillation.losses(model, part_BL, part_BL, distillation.counts(ids_BL)).items():
+            total[name] = total.get(name, 0.0) + loss.item()
+    return total
+
+
+def test_pairs_resume_bit_for_bit_at_the_boundaries_of_phases(tmp_path: Path) -> None:
+    recipe = test_pairs.RECIPE.model_copy(update={"epochs": 2, "distill": BOTH})
+
+    def part(name: str, epochs: str | None) -> bool:
+        budget = Budget(Fraction(epochs)) if epochs else None
+        options = {"recipe": recipe, "teacher": lambda: tiny_model("t5"), "budget": budget}
+        return test_pairs.train(tmp_path / name, parametrization="projection", **options).complete
+
+    assert part("whole", None)
+    while not part("pieces", "1/5"):
+        pass
+    assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")

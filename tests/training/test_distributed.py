@@ -72,10 +72,10 @@ def test_two_processes_distill_what_one_does(tmp_path: Path, parallel: str, weig
     options: dict[str, Any] = {"recipe": recipe, "teacher": lambda: tiny_model(dropout=0.0)}
     train(tmp_path / "one", "projection", **options)
     assert together(2, lambda team: train(tmp_path / "two", "projection", team=team, **options)) == [0, 0]
-    assert_same_curve(tmp_path / "two", tmp_path / "one")
+    assert_same_curve(tmp_path / "two", tmp_path / "one", rtol=1e-4)
     for name in ("blocks", "logits"):
         ours, theirs = ([line[name] for line in curve(tmp_path / at) if name in line] for at in ("two", "one"))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("parallel", RECIPES)

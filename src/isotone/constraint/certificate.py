@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.activations import Monotonicity, monotonicity_of
-from isotone.constraint.architectures import architecture_of
 from isotone.constraint.feed_forward import (
     FeedForward,
+    architecture_of_model,
     bias_of,
     constrained_modules,
     feed_forwards,
@@ -94,7 +94,7 @@ def certify(model: PreTrainedModel | str | Path, scope: str | None = None, layer
 def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -> Certificate:
     recorded = getattr(model.config, "isotone", None) or {}
     layers = recorded.get("layers") if layers is None else layers
-    scope = scope or recorded.get("scope") or architecture_of(model.config.model_type).widest_scope
+    scope = scope or recorded.get("scope") or architecture_of_model(model).widest_scope
     modules = constrained_modules(model, scope, layers)
     networks = feed_forwards(model, layers)
     norms = trace_norms(model, networks, probe_tokens(model))

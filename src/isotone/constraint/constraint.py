@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from isotone.constraint.architectures import architecture_of, projections_of
+from isotone.constraint.architectures import projections_of
 from isotone.constraint.calibration import calibrated_shift
-from isotone.constraint.feed_forward import constrained_modules, feed_forwards, matrix
+from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
 from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
 from isotone.constraint.layers import Layers, resolve_layers
 from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection, Scale
 from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
+from isotone.pairs import PairLayout
 
 ATTRIBUTE = "isotone_constraint"
 """Attribute of a constrained model that holds its ``Constraint``."""
@@ -181,6 +182,7 @@ def constrain(
     generator: torch.Generator | None = None,
     *,
     calibration_rows_NL: Tensor | None = None,
+    pairs: PairLayout | None = None,
     master_dtype: torch.dtype | None = None,
     will_train: bool = True,
     layers: Layers | None = None,
@@ -191,12 +193,13 @@ def constrain(
     The model is changed in place: its weights become the effective ones, and ``fold(model)`` later drops the rest.
 
     Args:
-        model: a causal language model of an architecture in the table.
+        model: a language model of an architecture in the table.
         scope: which projections are constrained.
         parametrization: how a weight is kept non-negative.
         initialization: where the constrained weights start.
         generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
         calibration_rows_NL: token ids that ``calibrated_shift`` is fitted on.
+        pairs: how these rows lie, where the model is an encoder-decoder.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
         layers: the blocks in which weights are constrained: indices, ``first:N``, ``last:N`` or a slice; None: all.
@@ -210,7 +213,7 @@ def constrain(
             that does not meet the conditions of the initialization. The model is then as it was.
     """
     require_pair(parametrization, initialization)
-    projections_of(architecture_of(model.config.model_type), scope)
+    projections_of(architecture_of_model(model), scope)
     if hasattr(model, ATTRIBUTE):
         raise UsageError("constraint: the model is constrained already; fold it first")
     modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
@@ -225,7 +228,7 @@ def constrain(
                     "constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on"
                 )
             else:
-                calibrated_shift(model, networks, modules, calibration_rows_NL, margin)
+                calibrated_shift(model, networks, modules, calibration_rows_NL, margin, pairs)
         elif initialization != "unchanged":
             _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
     except UsageError:

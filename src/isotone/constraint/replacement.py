@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from isotone.constraint.activations import MONOTONE
-from isotone.constraint.architectures import Architecture, architecture_of
-from isotone.constraint.feed_forward import feed_forwards
+from isotone.constraint.architectures import Architecture, architecture_of, row_name
+from isotone.constraint.feed_forward import architecture_of_model, feed_forwards
 from isotone.constraint.layers import Layers
 from isotone.errors import UsageError
 
@@ -33,13 +33,14 @@ def replace_activation(model: PreTrainedModel, name: str, layers: Layers | None 
     """
     if name not in MONOTONE:
         raise UsageError(f"constraint.activation: {name!r} is unknown; allowed: {', '.join(MONOTONE)}")
-    architecture, config = architecture_of(model.config.model_type), model.config
+    architecture, config = architecture_of_model(model), model.config
     if not hasattr(config, architecture.activation_key):
         raise UsageError(
             f"constraint.activation: the activation of {architecture.model_type} is fixed in its code; its config.json "
             f"cannot name another one"
         )
-    blocks = [network.block for network in feed_forwards(model)]
+    networks = feed_forwards(model)
+    blocks = [network.block for network in networks]
     chosen = {blocks.index(network.block) for network in feed_forwards(model, layers)}
     elsewhere, replaced = getattr(config, architecture.activation_key), set[int]()
     if mark := getattr(config, MARK, None):
@@ -49,8 +50,7 @@ def replace_activation(model: PreTrainedModel, name: str, layers: Layers | None 
                 f"constraint.activation: the arm starts from a model with {mark['name']} in blocks "
                 f"{sorted(replaced - chosen)}; give it the same activation, or constrain those blocks, too"
             )
-    places = [f"{blocks[index]}.{architecture.activation}" for index in sorted(chosen)]
-    modules = {place: model.get_submodule(place) for place in places}
+    modules = {networks[index].activation_path: networks[index].activation for index in chosen}
     named = {key: getattr(config, key, None) for key in (architecture.activation_key, MARK)}
 
     def undo() -> None:
@@ -81,7 +81,8 @@ def take_mark(config: PretrainedConfig) -> dict[str, Any] | None:
         return None
     if not isinstance(mark, dict) or mark.keys() != {"name", "layers", "elsewhere"} or mark["name"] not in MONOTONE:
         raise UsageError(f"model.source: config.json has {MARK} {mark!r}, which this isotone does not understand")
-    _mark(config, architecture_of(config.model_type), mark["elsewhere"], None)
+    architecture = architecture_of(row_name(config.model_type, getattr(config, "feed_forward_proj", None)))
+    _mark(config, architecture, mark["elsewhere"], None)
     return mark
 
 

@@ -1,4 +1,4 @@
-"""Export a model as a folder that loads with ``AutoModelForCausalLM.from_pretrained`` and needs no isotone."""
+"""Export a model as a folder that loads with ``from_pretrained`` of transformers' classes and needs no isotone."""
 
 from __future__ import annotations
 

@@ -72,6 +72,7 @@ def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Cons
         parametrization,
         initialization,
         calibration_rows_NL=calibration,
+        pairs=open_packed(context.run.data).pairs,
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
         layers=config.layers,

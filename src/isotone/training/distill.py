@@ -1,9 +1,9 @@
 """Distillation: the first steps of a training teach a model what another one computes, before plain loss has its turn.
 
 In the share ``blocks`` the states after each block are matched: ‖h − h*‖² / ‖h*‖², h* being the teacher's, averaged
-over blocks and tokens. (Where the norms are LayerNorms, which do not see a state's mean, without the mean.) In the share
-``logits`` the predictions are: τ² KL(p*‖p) of the next token at temperature τ (Hinton et al. 2015, 1503.02531). Which
-one it is depends on the step alone.
+over blocks and tokens, and over the two stacks of an encoder-decoder. (Where the norms are LayerNorms, which do not see
+a state's mean, without the mean.) In the share ``logits`` the predictions are: τ² KL(p*‖p) of each predicted token at
+temperature τ (Hinton et al. 2015, 1503.02531). Which one it is depends on the step alone.
 
 Shapes: B rows, L tokens of a row, T scored tokens, V vocabulary, D hidden size.
 """
@@ -86,16 +86,9 @@ class Distillation:
 
     def counts(self, ids_BL: Tensor) -> dict[str, int]:
         """Return how many tokens of a whole step are predicted, and how many each stack of blocks reads."""
-        if self._pairs is None:
-            rows, length = ids_BL.shape
-            return {"predicted": rows * (length - 1), "read.0": rows * length}
-        source_BS, target_BT = self._pairs.sides(ids_BL)
-        num_target = int((target_BT != self._pairs.pad).sum())
-        return {
-            "predicted": num_target,
-            "read.0": int((source_BS != self._pairs.pad).sum()),
-            "read.1": num_target,
-        }
+        read = [int(mask_BL.sum()) for mask_BL in _read(ids_BL, self._pairs)]
+        predicted = read[-1] - (len(ids_BL) if self._pairs is None else 0)
+        return {"predicted": predicted, **{f"read.{stack}": number for stack, number in enumerate(read)}}
 
     def losses(self, model: nn.Module, read_BL: Tensor, labels_BL: Tensor, counts: dict[str, int]) -> dict[str, Tensor]:
         """Return a micro-batch's part of a step's losses: ``loss``, which is trained on, and what it is made of.
@@ -106,55 +99,55 @@ class Distillation:
             labels_BL: the true tokens.
             counts: of the whole step.
         """
-        weight, phase, found = self._recipe.weight, self.phase, dict[str, Tensor]()
+        weight, phase, pairs, found = self._recipe.weight, self.phase, self._pairs, dict[str, Tensor]()
         assert phase is not None  # prepare() has said so
         assert self._teacher is not None
-        scored_BT, masks = self._masks(labels_BL)
-        logits_wanted = phase == "logits" or weight < 1
-        logits_BTV, states = self._pass(model, read_BL, logits_wanted, phase == "blocks")
+        if pairs is not None:  # nothing edits a target
+            pairs, read_BL = pairs.trimmed(read_BL)
+            labels_BL = read_BL
+        by_blocks, logits_wanted = phase == "blocks", phase == "logits" or weight < 1
+        logits_BTV, states = _pass(model, read_BL, pairs, logits_wanted, by_blocks)
         with torch.no_grad():
-            teacher_BTV, teacher_states = self._pass(self._teacher, read_BL, phase == "logits", phase == "blocks")
+            teacher_BTV, teacher_states = _pass(self._teacher, read_BL, pairs, not by_blocks, by_blocks)
         if logits_wanted:
-            nll_BT = nll_of_logits(logits_BTV, self._labels(labels_BL), self._pairs)
-            found["nll"] = nll_BT.sum() / counts["predicted"]
-        if phase == "logits":
-            kl_BT = token_kl(logits_BTV, teacher_BTV, self._recipe.temperature)
-            found["logits"] = (kl_BT * scored_BT).sum() / counts["predicted"]
-        else:
-            centred = _ignores_mean(model)
+            target_BT = labels_BL[:, 1:] if pairs is None else pairs.sides(labels_BL)[1]
+            found["nll"] = nll_of_logits(logits_BTV, target_BT, pairs).sum() / counts["predicted"]
+        if by_blocks:
+            centred, masks = _ignores_mean(model), _read(labels_BL, pairs)
             errors = [
                 (state_error(own, its, centred) * mask_BL).sum() / counts[f"read.{stack}"]
                 for stack, (own, its, mask_BL) in enumerate(zip(states, teacher_states, masks, strict=True))
             ]
             found["blocks"] = torch.stack(errors).mean()
+        else:
+            kl_BT = token_kl(logits_BTV, teacher_BTV, self._recipe.temperature)
+            predicted_BT = _read(labels_BL, pairs)[-1][:, -kl_BT.shape[1] :]
+            found["logits"] = (kl_BT * predicted_BT).sum() / counts["predicted"]
         loss = weight * found[phase]
         return {"loss": loss + (1 - weight) * found["nll"] if weight < 1 else loss, **found}
 
-    def _labels(self, labels_BL: Tensor) -> Tensor:
-        return labels_BL[:, 1:] if self._pairs is None else self._pairs.sides(labels_BL)[1]
 
-    def _masks(self, labels_BL: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return which predictions count, and which tokens of each stack do: padding does not."""
-        if self._pairs is None:
-            every_BL = torch.ones_like(labels_BL, dtype=torch.bool)
-            return every_BL[:, 1:], [every_BL]
-        source_BS, target_BT = (side != self._pairs.pad for side in self._pairs.sides(labels_BL))
-        return target_BT, [source_BS, target_BT]
+def _pass(
+    model: nn.Module, read_BL: Tensor, pairs: PairLayout | None, logits: bool, states: bool
+) -> tuple[Tensor, list[Sequence[Tensor]]]:
+    """Return the logits of predicted tokens [B, T, V], and the states after each block, by stack."""
+    wanted: dict[str, Any] = {"use_cache": False, "output_hidden_states": states}
+    if pairs is not None:
+        found: Any = model(**pairs.inputs(model, read_BL), **wanted)
+        stacks = [found.encoder_hidden_states, found.decoder_hidden_states] if states else []
+    else:
+        length = read_BL.shape[1]
+        kept_T = torch.arange(length - 1 if logits else 1, device=read_BL.device)  # none at all is not to be had
+        found = model(input_ids=read_BL, logits_to_keep=kept_T, **wanted)
+        stacks = [found.hidden_states] if states else []
+    return found.logits, [stack[1:] for stack in stacks]  # the first is the embedding
 
-    def _pass(
-        self, model: nn.Module, read_BL: Tensor, logits: bool, states: bool
-    ) -> tuple[Tensor, list[Sequence[Tensor]]]:
-        """Return the logits of predicted tokens [B, T, V], and the states after each block, by stack."""
-        wanted: dict[str, Any] = {"use_cache": False, "output_hidden_states": states}
-        if self._pairs is not None:
-            found: Any = model(**self._pairs.inputs(model, read_BL), **wanted)
-            stacks = [found.encoder_hidden_states, found.decoder_hidden_states] if states else []
-        else:
-            length = read_BL.shape[1]
-            kept_T = torch.arange(length - 1 if logits else 1, device=read_BL.device)  # none at all is not to be had
-            found = model(input_ids=read_BL, logits_to_keep=kept_T, **wanted)
-            stacks = [found.hidden_states] if states else []
-        return found.logits, [stack[1:] for stack in stacks]  # the first is the embedding
+
+def _read(ids_BL: Tensor, pairs: PairLayout | None) -> list[Tensor]:
+    """Return, by stack, which tokens it reads or, behind the last one, predicts: padding is none."""
+    if pairs is None:
+        return [torch.ones_like(ids_BL, dtype=torch.bool)]
+    return [side != pairs.pad for side in pairs.sides(ids_BL)]
 
 
 def state_error(states: Sequence[Tensor], teacher: Sequence[Tensor], centred: bool) -> Tensor:

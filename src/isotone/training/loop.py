@@ -23,6 +23,7 @@ from isotone.config import Training
 from isotone.determinism import seed_streams
 from isotone.errors import IsotoneError, UsageError
 from isotone.interruption import StopFlag
+from isotone.pairs import PairLayout
 from isotone.scoring import token_nll
 from isotone.training.batches import Batches, Rows
 from isotone.training.budget import Budget
@@ -52,7 +53,7 @@ class Trainer:
     """Trains one arm from its newest checkpoint to its target, or until it is told to stop.
 
     Args:
-        model: a causal language model of transformers, on its device; trained in place.
+        model: a language model of transformers, on its device; trained in place.
         data: packed rows.
         recipe: the arm's training values.
         constraint: the model's constraint, or None.
@@ -67,6 +68,8 @@ class Trainer:
         progress: called after every step with the step and a short text.
         team: the processes that share the work, each with a trainer of its own; this one alone unless given.
         edit: returns what the model reads in the place of a step's rows, which stay the labels; None: the rows.
+        pairs: the model is an encoder-decoder and the rows are laid out so; the loss is the mean over a step's target
+            tokens, whatever micro-batches and processes they are in.
         teacher: brings what ``recipe.distill`` learns from into memory, on the model's device; needed where it has a
             share of the steps.
 
@@ -92,11 +95,13 @@ class Trainer:
         progress: Callable[[int, str], None] | None = None,
         team: Team = ALONE,
         edit: Callable[[Tensor, int], Tensor] | None = None,
+        pairs: PairLayout | None = None,
         teacher: Callable[[], nn.Module] | None = None,
     ):
         self.model, self.recipe, self.constraint, self.seed = model, recipe, constraint, seed
         self.team, self.stop = team, team.stop_flag(stop)
         self.budget, self.autocast, self.progress, self.edit = budget or Budget(), autocast, progress, edit
+        self.pairs = pairs
         self.batches = Batches(data, recipe, seed)
         self.batches.require_shares(team.size)
         self.total_steps = self.batches.total_steps
@@ -122,7 +127,7 @@ class Trainer:
         self.distillation: Distillation | None = None
         if recipe.distill.share:
             assert teacher is not None
-            self.distillation = Distillation(recipe.distill, teacher, self._divide, self.total_steps)
+            self.distillation = Distillation(recipe.distill, teacher, self._divide, self.total_steps, pairs)
         self.trainable = trainable_parameters(model, constraint)
         self.optimizer = build_optimizer(self.trainable, recipe, set(constraint.names) if constraint else set())
         self.device = next(model.parameters()).device
@@ -248,10 +253,18 @@ class Trainer:
         """Return what computes a micro-batch's part of the losses of a step: of what is read, and of its labels."""
         if self.distillation and self.distillation.phase:
             return partial(self.distillation.losses, self.model, counts=self.distillation.counts(ids_BL))
-        num_labels = ids_BL.shape[0] * (ids_BL.shape[1] - 1)
-        return lambda part_BL, labels_BL: {
-            "loss": token_nll(self.model, part_BL, labels_BL=labels_BL).sum() / num_labels
-        }
+        num_labels = self._num_labels(ids_BL)
+        return lambda part_BL, labels_BL: {"loss": self._nll(part_BL, labels_BL).sum() / num_labels}
+
+    def _nll(self, read_BL: Tensor, labels_BL: Tensor | None = None) -> Tensor:
+        """Return the loss of every label [B, T]; that of a pair's padding is 0, and columns of it are left out."""
+        if self.pairs is None:
+            return token_nll(self.model, read_BL, labels_BL=labels_BL)
+        layout, read_BL = self.pairs.trimmed(read_BL)
+        return token_nll(self.model, read_BL, pairs=layout)  # nothing edits a target
+
+    def _num_labels(self, ids_BL: Tensor) -> int:
+        return ids_BL.shape[0] * (ids_BL.shape[1] - 1) if self.pairs is None else self.pairs.num_scored(ids_BL)
 
     def _apply_gradients(self, losses: dict[str, Tensor]) -> None:
         """Make the optimizer's step; a lack of memory is not met here, for its state is allocated beforehand."""
@@ -335,14 +348,14 @@ class Trainer:
                 if not is_counted:  # all processes compute as often, and one row must do where none is left
                     rows_BL = self.validation_rows_NL[:1].astype(np.int64)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                    nll_BT = token_nll(self.model, torch.from_numpy(rows_BL).to(self.device))
+                    nll_BT = self._nll(torch.from_numpy(rows_BL).to(self.device))
                 total += nll_BT.cpu().double().sum().item() if is_counted else 0.0
             self.team.agree()
             total = self.team.total(torch.tensor(total, dtype=torch.float64)).item()
         finally:
             self.model.train()
-        num_rows, length = self.validation_rows_NL.shape
-        self.history.append({"step": self.step, "nll": total / (num_rows * (length - 1))})
+        num_labels = self._num_labels(torch.from_numpy(self.validation_rows_NL.astype(np.int64)))
+        self.history.append({"step": self.step, "nll": total / num_labels})
         self._record(validation_nll=self.history[-1]["nll"])
         self._took("validation", began)
         return True

@@ -37,6 +37,7 @@ def run(context: Context) -> list[Path]:
         autocast=recipe.precision == "bf16",
         team=context.team,
         edit=random_prefix(context, context.arm_name, model),
+        pairs=data.pairs,
         teacher=partial(load_teacher, context, context.arm_name),
     )
     if context.team.is_first:
