@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix
+from isotone.pairs import PairLayout
 
 LEAST = 0.1
 """Smallest entry of v: c grows with its inverse."""
@@ -26,15 +27,17 @@ def calibrated_shift(
     constrained: dict[str, nn.Module],
     rows_NL: Tensor,
     margin: float = 0.0,
+    pairs: PairLayout | None = None,
 ) -> None:
     """Make the weights of ``constrained`` non-negative in place, disturbing the model as little as such a shift can.
 
     Args:
-        model: any causal language model of the table.
+        model: any language model of the table.
         networks: all feed-forward networks; one is fitted after another, each on what the ones before it now put out.
         constrained: the modules to shift, by full path.
         rows_NL: token ids of the calibration rows.
         margin: how far above 0 every entry ends, in standard deviations of its matrix.
+        pairs: the model is an encoder-decoder and the rows are laid out so.
     """
     for network in networks:
         names = [name for name in network.names.values() if name in constrained]
@@ -44,12 +47,20 @@ def calibrated_shift(
             try:
                 for row_L in rows_NL:
                     ids_1L = row_L[None].to(model.device)
-                    in_eval_mode(model, lambda ids=ids_1L: model(ids, use_cache=False, logits_to_keep=1).logits)  # type: ignore[misc]
+                    in_eval_mode(model, lambda ids=ids_1L: _forward(model, ids, pairs))  # type: ignore[misc]
             finally:
                 for handle in handles:
                     handle.remove()
             for name in stage:
                 _shift(constrained[name], moments[name], margin)
+
+
+def _forward(model: PreTrainedModel, ids_1L: Tensor, pairs: PairLayout | None) -> Tensor:
+    """Make one row pass through the model, without padding."""
+    if pairs is None:
+        return model(ids_1L, use_cache=False, logits_to_keep=1).logits
+    layout, ids_1L = pairs.trimmed(ids_1L)
+    return model(**layout.inputs(model, ids_1L), use_cache=False).logits
 
 
 def _stages(network: FeedForward, names: Sequence[str]) -> list[list[str]]:

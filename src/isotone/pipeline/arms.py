@@ -64,8 +64,11 @@ def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Cons
         parametrization,
         initialization,
         calibration_rows_NL=calibration,
+        pairs=open_packed(context.run.data).pairs,
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
+        layers=config.layers,
+        activation=config.activation,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed
