@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from isotone.attacks import (
     DocumentAttack,
@@ -46,17 +46,13 @@ every_attack = pytest.mark.parametrize("name", ATTACKS)
 
 
 @pytest.fixture
-def model() -> PreTrainedModel:
+def model() -> Any:
     return reactive_t5()
 
 
-def reactive_t5(seed: int = 0, feed_forward: str = "relu") -> PreTrainedModel:
+def reactive_t5(seed: int = 0, name: str = "t5") -> Any:
     """Return a random T5 with weights so large that single tokens of the source matter to the reference."""
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
-    torch.manual_seed(seed)
-    config = T5Config(vocab_size=VOCABULARY, feed_forward_proj=feed_forward, initializer_factor=3.0, **sizes)
-    config.decoder_start_token_id = PAD
-    return T5ForConditionalGeneration(config).eval()
+    return tiny_model(name, seed=seed, initializer_factor=3.0)
 
 
 def packed(source: list[int], target: list[int], columns: int = 12) -> np.ndarray:
@@ -173,7 +169,7 @@ def test_no_edit_changes_nothing_exactly(name: str, model: PreTrainedModel) -> N
 
 
 @every_attack
-def test_a_model_that_returns_nan_leaves_every_document_missing(name: str, model: PreTrainedModel) -> None:
+def test_a_model_that_returns_nan_leaves_every_document_missing(name: str, model: Any) -> None:
     with torch.no_grad():
         model.decoder.final_layer_norm.weight[0] = torch.nan
     for row in rows_of(ATTACKS[name][0], model):
@@ -182,7 +178,7 @@ def test_a_model_that_returns_nan_leaves_every_document_missing(name: str, model
 
 
 def test_edits_are_replayed_on_another_model_as_it_judges_its_own(model: PreTrainedModel) -> None:
-    rows, other = rows_of(ATTACKS["iterative"][0], model), reactive_t5(1, "gated-gelu")
+    rows, other = rows_of(ATTACKS["iterative"][0], model), reactive_t5(1, "t5_gated")
     edits = {row["id"]: row["edits"] for row in rows}
     again = replay(model, vocabulary(), windows(), edits, PROTOCOL)
     assert [row["delta_nats"] for row in again] == [row["delta_nats"] for row in rows]
@@ -412,11 +408,15 @@ def unigram() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<extra_id_0>"], **special)
 
 
+def ids_of(tokenizer: PreTrainedTokenizerFast, pieces: list[str]) -> list[int]:
+    return [tokenizer.get_vocab()[piece] for piece in pieces]
+
+
 def test_tokens_that_begin_a_word_are_admissible_and_no_special_ones(unigram: PreTrainedTokenizerFast) -> None:
     vocabulary = Vocabulary.from_tokenizer(unigram, 32)
-    words = unigram.convert_tokens_to_ids([f"▁{word}" for word in ("the", "cat", "dog", "sat", "on", "a", "mat")])
+    words = ids_of(unigram, [f"▁{word}" for word in ("the", "cat", "dog", "sat", "on", "a", "mat")])
     assert set(words) <= set(vocabulary.ids_N.tolist())
-    specials = unigram.convert_tokens_to_ids(["<pad>", "</s>", "<unk>", "<extra_id_0>", "s", "ting"])
+    specials = ids_of(unigram, ["<pad>", "</s>", "<unk>", "<extra_id_0>", "s", "ting"])
     assert not vocabulary.admissible_V[specials].any()  # "s" alone is read as ▁ s
     assert not vocabulary.admissible_V[len(unigram) :].any()
 
@@ -430,5 +430,5 @@ def test_sources_survive_their_text_without_end_and_padding(unigram: PreTrainedT
     assert vocabulary.through_text(protocol.text(row)) == ids[:-1]
     dogs = unigram("the dogs sat", add_special_tokens=False)["input_ids"]
     assert vocabulary.through_text(dogs) == dogs
-    ending = unigram.convert_tokens_to_ids(["ting", "▁cat"])  # the first word of a text begins with ▁
-    assert vocabulary.through_text(ending) == unigram.convert_tokens_to_ids(["▁", "ting", "▁cat"])
+    ending = ids_of(unigram, ["ting", "▁cat"])  # the first word of a text begins with ▁
+    assert vocabulary.through_text(ending) == ids_of(unigram, ["▁", "ting", "▁cat"])
