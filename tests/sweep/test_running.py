@@ -184,6 +184,6 @@ def test_while_another_process_holds_a_point_nothing_is_chosen(tiny: Tiny, tmp_p
 
 def test_a_best_experiment_of_other_points_is_set_aside(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "runs"))
-    arms = {"monotonic": {"training.lr": [1e-2]}, "baseline": {"training.lr": [1e-2]}}
+    arms = {"monotonic": {"training.lr": [5e-3]}, "baseline": {"training.lr": [5e-3]}}
     folder = sweep(tiny(sweep={"arms": arms}), out).root
     assert (folder / "best.yaml.set-aside-1").read_bytes() == (finished / "tiny/sweep/best.yaml").read_bytes()
