@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tiny_sweep import corpus
 
 from isotone import records
 from isotone.config import Experiment
@@ -25,7 +26,7 @@ from isotone.sweep.points import SweepDirectory, build_points
 from isotone.sweep.running import Sweeping, run_sweep
 from isotone.sweep.standing import sweep_status
 
-from .conftest import Tiny, corpus
+from .conftest import Tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from kill_campaign import differences
