@@ -253,8 +253,27 @@ class Arm(Part):
         return tuple(dict.fromkeys(name for name in others if name != "pretrained"))
 
 
+class Rouge(Part):
+    """ROUGE-1, ROUGE-2 and ROUGE-Lsum of what an encoder-decoder writes for the sources of the test split."""
+
+    num_documents: Count | None = None
+    """Take only the first N pairs of the test split; at most ``evaluation.num_documents``."""
+    beams: Count = 4
+    """Beams of the search; 1: greedy. Nothing is drawn at random."""
+    length_penalty: Number = 1.2
+    """Power of the length by which a beam's score is divided: above 0 longer texts gain."""
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 3
+    """No N-gram is written twice; 0: any may be."""
+    max_tokens: Count | None = None
+    """Most tokens of a written text; ``data.target_length`` unless given."""
+    batch_size: Count = 8
+    """Sources in one search; part of the result, as batches fix the rounding."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the documents for the intervals."""
+
+
 class Evaluation(Part):
-    """Held-out perplexity and bits per byte."""
+    """Held-out perplexity and bits per byte; of pairs, of the target, and ROUGE."""
 
     stride: Count | None = None
     """Tokens between windows; half the context unless given."""
@@ -266,6 +285,8 @@ class Evaluation(Part):
     """Take only the first N documents of the test split."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)] = ("last", "best")
     """Which checkpoints of a trained arm are evaluated."""
+    rouge: Rouge | None = None
+    """Of pairs: what the checkpoint that is attacked writes. None: not measured."""
 
 
 class Protocol(Part):
@@ -447,7 +468,7 @@ class Attacks(Part):
 class Declared(Part):
     """A measure of every arm against the baseline, declared before it is looked at."""
 
-    metric: Literal["nll", "bits_per_byte", "delta_nll", "success_rate", "top1_change"]
+    metric: Literal["nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum", "delta_nll", "success_rate", "top1_change"]
     attack: str | None = None
     """None: of clean text. Else as results name it: hotflip, triggers, random_edits, a further one, or ensemble."""
     variant: str | None = None
@@ -455,7 +476,7 @@ class Declared(Part):
 
     @model_validator(mode="after")
     def _attack_where_something_is_attacked(self) -> "Declared":
-        clean = self.metric in ("nll", "bits_per_byte")
+        clean = self.metric in ("nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum")
         if clean and (self.attack or self.variant):
             raise ValueError(f"attack: {self.metric} is of clean text; leave attack and variant out")
         if not clean and self.attack is None:
@@ -557,6 +578,16 @@ class Experiment(Part):
                 f"attacks.hotflip.flips: {self.attacks.hotflip.flips} flips do not fit the "
                 f"{self.attacks.protocol.prefix - 1} attackable tokens of attacks.protocol.prefix"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rouge_has_pairs(self) -> "Experiment":
+        if self.evaluation.rouge is not None and not self.data.pairs:
+            raise ValueError("evaluation.rouge: only of pairs (data.source_field); set it to null")
+        if self.evaluation.rouge is None and (
+            asked := [d.metric for d in self.analysis.family if d.metric.startswith("rouge")]
+        ):
+            raise ValueError(f"analysis.family: {asked[0]} is never measured; give evaluation.rouge")
         return self
 
     @model_validator(mode="after")
