@@ -15,6 +15,11 @@ Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
 Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
+Activation = Literal["relu", "monotone_gelu"]
+Layers = (
+    Annotated[tuple[int, ...], Field(min_length=1)]
+    | Annotated[str, Field(pattern=r"^((first|last):[1-9][0-9]*|-?[0-9]*:-?[0-9]*)$")]
+)
 Checkpoint = Literal["best", "last"]
 Matching = Literal["temperature", "noise", "undertrained"]
 
@@ -120,6 +125,11 @@ class Constraint(Part):
     """A named combination of parametrization, initialization and precision; what is given beside it goes first."""
     scope: Scope = "mlp_both"
     """Which projections are constrained."""
+    layers: Layers | None = None
+    """The blocks in which they are: a list of indices, ``first:N``, ``last:N``, or a slice such as ``2:6``. Blocks are
+    counted from 0, an encoder's before a decoder's. None: all."""
+    activation: Activation | None = None
+    """Put in the place of the activation in these blocks; monotone_gelu: GELU(max(x, −0.75)). None: the model's own."""
     parametrization: Parametrization | None = None
     """How a weight is kept non-negative; ``sign_frozen`` (a control) keeps it on the side of 0 where it starts."""
     initialization: Initialization | None = None
@@ -135,6 +145,34 @@ class Constraint(Part):
             raise ValueError("give either recipe, or both parametrization and initialization")
         if not self.enforce and self.parametrization == "sign_frozen":
             raise ValueError("enforce: false leaves nothing of parametrization sign_frozen; leave one of them out")
+        return self
+
+
+class Distill(Part):
+    """Distillation from the model that an arm starts from, as it is before its constraint, in the first steps.
+
+    Shares are of all steps; what remains trains on the plain loss. An arm that starts at random learns from the
+    pretrained model.
+    """
+
+    blocks: Share = 0.0
+    """Share in which the states after each block are matched; comes first."""
+    logits: Share = 0.0
+    """Share in which the predictions are matched; follows."""
+    weight: Annotated[Number, Field(gt=0, le=1)] = 0.5
+    """Weight of what is matched; the plain loss has the rest."""
+    temperature: Positive = 1.0
+    """Divides both sides' logits where predictions are matched."""
+
+    @property
+    def share(self) -> Fraction:
+        """Share of all steps in which something is distilled."""
+        return Fraction(str(self.blocks)) + Fraction(str(self.logits))
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "Distill":
+        if self.share > 1:
+            raise ValueError(f"blocks: {self.blocks:g} and logits: {self.logits:g} are more than all steps")
         return self
 
 
@@ -182,6 +220,8 @@ class Training(Part):
     random_prefix: Share = 0.0
     """Share of a row's attackable prefix (tokens 1…P−1 of ``attacks.protocol``) that the model reads as random
     admissible tokens, other ones in every step; the labels stay the true ones."""
+    distill: Distill = Distill()
+    """Learn from the model before its constraint first; off unless a share is given."""
 
 
 class ArmTraining(Part):
@@ -194,6 +234,7 @@ class ArmTraining(Part):
     warmup: Share | None = None
     weight_decay: NonNegative | None = None
     random_prefix: Share | None = None
+    distill: Distill | None = None
 
 
 class MatchedLoss(Part):
@@ -630,7 +671,8 @@ class Experiment(Part):
 
     def training_of(self, arm: str) -> Training:
         """Return the training recipe of an arm: the experiment's, with what the arm overrides."""
-        return self.training.model_copy(update=self.arms[arm].training.model_dump(exclude_none=True))
+        given = self.arms[arm].training
+        return self.training.model_copy(update={k: v for k, v in given if v is not None})
 
 
 def epochs_as_fraction(epochs: float) -> Fraction:

@@ -14,7 +14,9 @@ from isotone.constraint.architectures import projections_of
 from isotone.constraint.calibration import calibrated_shift
 from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
 from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
+from isotone.constraint.layers import Layers, resolve_layers
 from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection, Scale
+from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
 from isotone.pairs import PairLayout
@@ -35,6 +37,7 @@ class Constraint:
         scope: which projections are constrained.
         parametrization: how they are kept non-negative.
         initialization: where they started.
+        layers: indices of the blocks in which they are constrained; None: in all.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class Constraint:
         parametrization: str,
         initialization: str,
         master_dtype: torch.dtype | None = None,
+        layers: tuple[int, ...] | None = None,
     ):
         self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
+        self.layers = layers
         self._map = PARAMETRIZATIONS[parametrization]
         self._weights = dict(weights)
         self._masters: dict[str, nn.Parameter] = {}
@@ -180,6 +185,8 @@ def constrain(
     pairs: PairLayout | None = None,
     master_dtype: torch.dtype | None = None,
     will_train: bool = True,
+    layers: Layers | None = None,
+    activation: str | None = None,
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
 
@@ -195,6 +202,8 @@ def constrain(
         pairs: how these rows lie, where the model is an encoder-decoder.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
+        layers: the blocks in which weights are constrained: indices, ``first:N``, ``last:N`` or a slice; None: all.
+        activation: ``relu`` or ``monotone_gelu``, put in the place of the activation in these blocks; None: kept.
 
     Returns:
         The constraint, also kept at ``model.isotone_constraint``.
@@ -207,19 +216,27 @@ def constrain(
     projections_of(architecture_of_model(model), scope)
     if hasattr(model, ATTRIBUTE):
         raise UsageError("constraint: the model is constrained already; fold it first")
-    modules = constrained_modules(model, scope)
-    if initialization in ("shift", "calibrated_shift"):
-        networks, margin = feed_forwards(model), margin_for(parametrization)
-        if initialization == "shift":
-            shift(model, networks, modules, margin, will_train, generator)
-        elif calibration_rows_NL is None:
-            raise UsageError("constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on")
-        else:
-            calibrated_shift(model, networks, modules, calibration_rows_NL, margin, pairs)
-    elif initialization != "unchanged":
-        _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
+    modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
+    undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
+    try:
+        if initialization in ("shift", "calibrated_shift"):
+            margin = margin_for(parametrization)
+            if initialization == "shift":
+                shift(model, networks, modules, margin, will_train, generator)
+            elif calibration_rows_NL is None:
+                raise UsageError(
+                    "constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on"
+                )
+            else:
+                calibrated_shift(model, networks, modules, calibration_rows_NL, margin, pairs)
+        elif initialization != "unchanged":
+            _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
+    except UsageError:
+        undo()
+        raise
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
-    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype)
+    chosen = resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None
+    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen)
     _remember(model, constraint)
     return constraint
 
@@ -268,8 +285,10 @@ def _start_each(modules: Mapping[str, nn.Module], initialization: str, contains_
 
 def _remember(model: PreTrainedModel, constraint: Constraint) -> None:
     setattr(model, ATTRIBUTE, constraint)
+    layers = {} if constraint.layers is None else {"layers": list(constraint.layers)}
     model.config.isotone = {
         "scope": constraint.scope,
         "parametrization": constraint.parametrization,
         "initialization": constraint.initialization,
+        **layers,
     }

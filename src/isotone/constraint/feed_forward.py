@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from isotone.constraint.architectures import Architecture, architecture_of, projections_of, row_name
+from isotone.constraint.layers import Layers, resolve_layers
 from isotone.errors import UsageError
 
 
@@ -26,6 +27,7 @@ class FeedForward:
     up: nn.Module
     down: nn.Module
     activation: nn.Module
+    activation_path: str
     attention_out: nn.Module
     gate: nn.Module | None
 
@@ -48,19 +50,22 @@ def architecture_of_model(model: PreTrainedModel) -> Architecture:
     return architecture_of(row_name(model.config.model_type, getattr(model.config, "feed_forward_proj", None)))
 
 
-def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
-    """Return the model's feed-forward networks, first block first, an encoder's before the decoder's.
+def feed_forwards(model: PreTrainedModel, layers: Layers | None = None) -> list[FeedForward]:
+    """Return the feed-forward networks of the model, or of the blocks that ``layers`` names.
+
+    The first block comes first, and an encoder's before the decoder's.
 
     Raises:
-        UsageError: the architecture is unknown, or the model is not laid out as the table says.
+        UsageError: the architecture is unknown, the model is not laid out as the table says, or it has no such block.
     """
     architecture = architecture_of_model(model)
     try:
-        return [
-            _feed_forward(model, stack, f"{stack.blocks}.{i}")
+        blocks = [
+            (stack, f"{stack.blocks}.{i}")
             for stack in architecture.stacks
             for i in range(len(model.get_submodule(stack.blocks)))  # type: ignore[arg-type]
         ]
+        return [_feed_forward(model, *blocks[i]) for i in resolve_layers(layers, len(blocks))]
     except AttributeError as error:
         kind = "an encoder-decoder" if architecture.encoder else "a causal"
         raise UsageError(
@@ -84,17 +89,17 @@ def _feed_forward(model: PreTrainedModel, architecture: Architecture, block: str
             raise UsageError(
                 f"model.source: {names[role]} is a {type(module).__name__}; only Linear and Conv1D can be constrained"
             )
-    activation = model.get_submodule(f"{block}.{architecture.activation}")
-    return FeedForward(block, names, activation=activation, gate=modules.pop("gate", None), **modules)
+    path, gate = f"{block}.{architecture.activation}", modules.pop("gate", None)
+    return FeedForward(block, names, activation=model.get_submodule(path), activation_path=path, gate=gate, **modules)
 
 
-def constrained_modules(model: PreTrainedModel, scope: str) -> dict[str, nn.Module]:
-    """Return the modules whose weight a scope constrains, by full path, first block first.
+def constrained_modules(model: PreTrainedModel, scope: str, layers: Layers | None = None) -> dict[str, nn.Module]:
+    """Return the modules whose weight a scope constrains (in the given blocks), by full path, first block first.
 
     Raises:
-        UsageError: unknown architecture, or a scope that matches nothing in it.
+        UsageError: unknown architecture, a scope that matches nothing in it, or a block that is not there.
     """
-    architecture, networks = architecture_of_model(model), feed_forwards(model)
+    architecture, networks = architecture_of_model(model), feed_forwards(model, layers)
     return {
         name: model.get_submodule(name)
         for stack in architecture.stacks

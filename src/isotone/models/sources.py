@@ -113,6 +113,8 @@ def load_model(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from isotone.constraint.replacement import replace_activation, take_mark
+
     at = resolve_source(source, gguf_file)
     if at.local and not allow_pickle and at.gguf_file is None:
         refuse_pickles(at)
@@ -121,6 +123,7 @@ def load_model(
         config = AutoConfig.from_pretrained(at.location, **common)
         if dropout is not None:
             _set_dropout(config, dropout)
+        mark = take_mark(config)
         family: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         loaded: Any = family.from_pretrained(
             at.location,
@@ -133,6 +136,8 @@ def load_model(
         )
     model, loading = loaded
     _require_whole(at, model, loading)
+    if mark is not None:
+        replace_activation(model, mark["name"], mark["layers"])
     model.config.use_cache = False
     return model.eval()
 

@@ -46,6 +46,14 @@ def load_start(context: Context, arm: str) -> PreTrainedModel:
     return load_end(context, start, context.experiment.attacks.checkpoint)
 
 
+def load_teacher(context: Context, arm: str) -> PreTrainedModel:
+    """Return what an arm distills: the model that it starts from, as it is before its constraint."""
+    model = load_start(context, arm)
+    if context.experiment.training_of(arm).precision == "pure_bf16":
+        model.bfloat16()
+    return model
+
+
 def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Constraint | None]:
     """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none).
 
@@ -67,6 +75,8 @@ def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Cons
         pairs=open_packed(context.run.data).pairs,
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
+        layers=config.layers,
+        activation=config.activation,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed
