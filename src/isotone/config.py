@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
-from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
+from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
@@ -45,6 +45,27 @@ class Model(Part):
     """Run Python code that comes with the model."""
 
 
+class PairSource(Part):
+    """One of several sources of pairs: to train on, or to be held out."""
+
+    source: str
+    """A file or folder (jsonl, jsonl.gz, jsonl.zst, parquet), or a hub data set."""
+    source_field: str
+    """The field that an encoder-decoder reads."""
+    target_field: str
+    """The field that it is to write."""
+    use: Literal["train", "test"]
+    """train: the splits train and validation; test: test, attack_search and attack_test. Shares stay in proportion."""
+    config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str = "train"
+    """Split of the hub data set that pairs are taken from."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub data set; setup records the commit."""
+    num_documents: Count | None = None
+    """Take only the first N pairs."""
+
+
 class Data(Part):
     """The corpus, its splits and its packing."""
 
@@ -59,6 +80,8 @@ class Data(Part):
     """The field that it is to write."""
     target_file: str | None = None
     """Text file whose lines are the targets of the lines of the text file ``source``: pairs, too."""
+    sources: tuple[PairSource, ...] = ()
+    """Several sources of pairs, instead of ``source``: some to train on, others to be held out."""
     source_prefix: str = ""
     """What is put before every source, such as "summarize: " for T5."""
     source_length: Annotated[int, Field(ge=2)] = 512
@@ -85,7 +108,8 @@ class Data(Part):
     @property
     def pairs(self) -> bool:
         """Whether a document is a source and a target, for an encoder-decoder."""
-        return self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        one = self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        return one or bool(self.sources)
 
     @property
     def row_length(self) -> int:
@@ -102,6 +126,15 @@ class Data(Part):
             raise ValueError(f"source: {BIBLE_PAIRS} has its own targets; leave source_field and target_file out")
         if self.target_file is not None and self.source_field is not None:
             raise ValueError("target_file: pairs are two text files, or two fields; leave one of them out")
+        if self.sources:
+            single = ("source", "source_field", "target_file", "config_name", "split", "revision", "num_documents")
+            for key in single:
+                if key in given and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: give it under sources, of which each has its own, or leave sources out")
+            if {part.use for part in self.sources} != {"train", "test"}:
+                raise ValueError("sources: some have use: train and some use: test; found one kind only")
+            if empty := [use for use, splits in USES.items() if not sum(self.fractions.get(s, 0) for s in splits)]:
+                raise ValueError(f"fractions: nothing is left of {', '.join(USES[empty[0]])} for use: {empty[0]}")
         wrong = ("text_field", "sequence_length") if self.pairs else ("source_prefix", "source_length", "target_length")
         for key in wrong:
             if key in given and getattr(self, key) != type(self).model_fields[key].default:

@@ -94,14 +94,15 @@ def corpus_size(data: Data, shape: ModelShape, packed: Path, tokens: float | Non
 def _pairs(data: Data) -> CorpusSize:
     """Return the size of a corpus of pairs, each a row whatever its length."""
     path = Path(data.source).expanduser()
+    name = ", ".join(part.source for part in data.sources) or data.source
     if data.source == BIBLE_PAIRS:
         count, num_bytes, origin = _BIBLE_PAIRS, _PAIRS_BYTES, "counted: verses"
-    elif path.is_file() and path.suffix in (".jsonl", ".txt"):
+    elif not data.sources and path.is_file() and path.suffix in (".jsonl", ".txt"):
         with open(path, "rb") as file:
             count, num_bytes, origin = sum(1 for _ in file), 2 * path.stat().st_size, "counted: lines"
     else:
         raise UsageError(
-            f"data.source: how many pairs {data.source} has is not known here; give --tokens N (of one epoch: training "
+            f"data.source: how many pairs {name} has is not known here; give --tokens N (of one epoch: training "
             f"pairs × {data.row_length}), or run stage 0 first: isotone run … --only setup"
         )
     taken = max(1, min(count, data.num_documents or count))
