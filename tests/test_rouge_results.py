@@ -1,6 +1,7 @@
 """ROUGE stands in results like any other measure: by arm, compared with the baseline in pairs, and beside copying."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def experiment(**more: object) -> Experiment:
 
 def findings(shift: float) -> ArmFindings:
     rng = np.random.default_rng(0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i in range(30):
         score = float(rng.uniform(0.3, 0.6)) + shift * float(rng.uniform(0.5, 1.5))
         scores = {"rouge1": score, "rouge2": score / 2, "rougeLsum": score}

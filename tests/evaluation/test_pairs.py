@@ -113,7 +113,7 @@ def test_greedy_search_writes_the_most_likely_tokens(name: str, tmp_path: Path) 
             with torch.no_grad():
                 logits = model(input_ids=source[source != PAD][None], decoder_input_ids=torch.tensor([written])).logits
             written.append(int(logits[0, -1].argmax()))
-        assert text == tokenizer.decode(written, skip_special_tokens=True).strip()
+        assert text == str(tokenizer.decode(written, skip_special_tokens=True)).strip()
 
 
 def test_beams_never_repeat_an_ngram_and_keep_to_the_length(tmp_path: Path) -> None:

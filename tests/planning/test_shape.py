@@ -31,6 +31,9 @@ PUBLISHED = {
     "Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "google-t5/t5-small": 60_506_624,
+    "google-t5/t5-base": 222_903_552,
+    "google-t5/t5-large": 737_668_096,
 }
 
 

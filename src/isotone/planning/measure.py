@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isotone import records
-from isotone.config import Data, Experiment
+from isotone.config import BIBLE_PAIRS, Data, Experiment
 from isotone.errors import IsotoneError, UsageError
 from isotone.models.sources import resolve_source
 from isotone.planning.flops import forward_flops, gradient_flops, training_flops
@@ -307,7 +307,8 @@ class Meter:
         from isotone.interruption import StopFlag
 
         data = self.experiment.data
-        if data.source != WEB_BIBLE and not Path(data.source).expanduser().exists():
+        bundled = data.source in (WEB_BIBLE, BIBLE_PAIRS)
+        if data.sources or not (bundled or Path(data.source).expanduser().exists()):
             return None
         with tempfile.TemporaryDirectory() as folder:
             sample, num_bytes = Path(folder) / "sample.jsonl", 0
