@@ -2,12 +2,13 @@
 
 import math
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
+from isotone.config_sweep import axis_problem
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
@@ -328,10 +329,10 @@ class Arm(Part):
 
 
 class Rouge(Part):
-    """ROUGE-1, ROUGE-2 and ROUGE-Lsum of what an encoder-decoder writes for the sources of the test split."""
+    """ROUGE-1, ROUGE-2 and ROUGE-Lsum of what an encoder-decoder writes for held-out sources."""
 
     num_documents: Count | None = None
-    """Take only the first N pairs of the test split; at most ``evaluation.num_documents``."""
+    """Take only the first N pairs of those that are evaluated."""
     beams: Count = 4
     """Beams of the search; 1: greedy. Nothing is drawn at random."""
     length_penalty: Number = 1.2
@@ -355,8 +356,11 @@ class Evaluation(Part):
     """Tokens in a window; the model's context, but at most 2,048, unless given."""
     batch_size: Count = 8
     """Windows in one forward pass."""
+    split: Literal["validation", "test"] = "test"
+    """Whose documents are scored. On validation text choices are made (``isotone sweep``): an experiment on it ends
+    there, with neither attacks nor results, and needs no baseline. What is concluded rests on test text."""
     num_documents: Count | None = None
-    """Take only the first N documents of the test split."""
+    """Take only the first N documents of the split."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)] = ("last", "best")
     """Which checkpoints of a trained arm are evaluated."""
     rouge: Rouge | None = None
@@ -578,6 +582,17 @@ class Analysis(Part):
     """Level of the family's corrected p; intervals stay at 95 %, and those of equivalence at 90 %."""
 
 
+class Sweep(Part):
+    """What ``isotone sweep`` tries: settings of arms, of which those that are best on validation text are chosen."""
+
+    arms: Annotated[dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]], Field(min_length=1)]
+    """By arm: its axes, each a dotted key of the arm (constraint.scope, training.lr) with the values to try; every
+    combination is a point. Unless the baseline has axes of its own, it gets those of training that the arms have, with
+    values between theirs until it has as many points as the arm with most."""
+    num_documents: Count | None = None
+    """Take only the first N documents of the validation split."""
+
+
 class Runtime(Part):
     """How the machine is used. auto values are resolved once, at the first start of a run, and kept."""
 
@@ -603,6 +618,8 @@ class Experiment(Part):
     attacks: Attacks = Attacks()
     analysis: Analysis = Analysis()
     runtime: Runtime = Runtime()
+    sweep: Sweep | None = None
+    """What ``isotone sweep`` tries; ``isotone run`` runs the arms as they are."""
     cluster: Cluster = Cluster()
     """What Slurm jobs ask for, over the site profile; no result depends on it."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (42,)
@@ -620,6 +637,7 @@ class Experiment(Part):
 
     @model_validator(mode="after")
     def _arms_fit_together(self) -> "Experiment":
+        chooses = self.evaluation.split == "validation"  # a single arm of an experiment may stand alone then
         for name, arm in self.arms.items():
             if not name.isidentifier() or name == "pretrained":
                 raise ValueError(f"arms.{name}: a name is made of letters, digits and _, and is not 'pretrained'")
@@ -637,13 +655,14 @@ class Experiment(Part):
                 self._require_matchable(name, arm, arm.matched_loss)
             if self.training_of(name).precision == "pure_bf16" and (
                 arm.train
+                and not chooses
                 and not any(a.constraint and a.constraint.recipe == "published_bf16" for a in self.arms.values())
             ):
                 raise ValueError(
                     "training.precision: pure_bf16 freezes constrained weights near 0; only for recipe published_bf16"
                 )
         self._require_no_circle()
-        if "baseline" not in self.arms or self.arms["baseline"].constraint is not None:
+        if ("baseline" not in self.arms and not chooses) or self.arms.get("baseline", Arm()).constraint is not None:
             raise ValueError(
                 "arms.baseline: an unconstrained arm of this name is needed, all others are compared with it"
             )
@@ -662,6 +681,22 @@ class Experiment(Part):
             asked := [d.metric for d in self.analysis.family if d.metric.startswith("rouge")]
         ):
             raise ValueError(f"analysis.family: {asked[0]} is never measured; give evaluation.rouge")
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_has_axes_of_its_arms(self) -> "Experiment":
+        for name, axes in (self.sweep.arms if self.sweep else {}).items():
+            if name not in self.arms:
+                raise ValueError(f"sweep.arms.{name}: there is no such arm; allowed: {', '.join(self.arms)}")
+            arm = self.arms[name]
+            if arm.start != "pretrained" or arm.matched_loss:
+                raise ValueError(
+                    f"sweep.arms.{name}: the arm is made from another one's end; only arms that start from the "
+                    f"pretrained model can be swept"
+                )
+            for key, values in axes.items():
+                if problem := axis_problem(key, values, Arm, is_baseline=name == "baseline"):
+                    raise ValueError(f"sweep.arms.{name}.{key}: {problem}")
         return self
 
     @model_validator(mode="after")

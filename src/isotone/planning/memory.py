@@ -225,10 +225,10 @@ def _inference(shape: ModelShape, tokens: float, elements: float, ranked: bool =
 def _evaluating(sizes: Sizes) -> float:
     """Return what the first batch of an evaluation takes: that of the longest windows."""
     config, shape, data = sizes.experiment.evaluation, sizes.shape, sizes.experiment.data
-    count = sizes.num_documents("test", config.num_documents)
+    count = sizes.num_documents(config.split, config.num_documents)
     if data.pairs:
         return _of_pairs(sizes, min(config.batch_size, max(1, count)))
-    lengths = sizes.corpus.document_tokens["test"][:count] + 1
+    lengths = sizes.corpus.document_tokens[config.split][:count] + 1
     context = config.context or min(shape.context, LONGEST_WINDOW)
     length = max(2, min(context, int(lengths.max(initial=1))))
     stride = config.stride or max(1, context // 2)

@@ -111,11 +111,11 @@ def _matching(sizes: Sizes, arm: str) -> Work:
 
 def _evaluation(sizes: Sizes, arm: str) -> Work:
     experiment, config = sizes.experiment, sizes.experiment.evaluation
-    count = sizes.num_documents("test", config.num_documents)
+    count = sizes.num_documents(config.split, config.num_documents)
     names = {experiment.attacks.checkpoint, *config.checkpoints} if experiment.arms[arm].train else {"last"}
     if experiment.data.pairs:
         return (_scored_pairs(sizes, count) + _end(sizes, arm)) * len(names) + _written_pairs(sizes, count)
-    lengths = sizes.corpus.document_tokens["test"][:count] + 1
+    lengths = sizes.corpus.document_tokens[config.split][:count] + 1
     context = config.context or min(sizes.shape.context, LONGEST_WINDOW)
     one = Work(evaluate=evaluation_flops(sizes.shape, lengths, context, config.stride, config.batch_size))
     return (one + _end(sizes, arm)) * len(names)

@@ -20,7 +20,7 @@ LONGEST_WINDOW = 2048
 
 
 def run(context: Context) -> list[Path]:
-    """Score every token (of pairs, of targets) of the test documents once, with the last and the best checkpoint."""
+    """Score every token (of pairs, of targets) of the held-out documents, with the last and the best checkpoint."""
     primary: str = context.experiment.attacks.checkpoint
     folders: dict[str, Path | None] = {}
     for name in dict.fromkeys((primary, *context.experiment.evaluation.checkpoints)):
@@ -47,14 +47,16 @@ def run(context: Context) -> list[Path]:
 def _evaluate(context: Context, name: str, folder: Path | None) -> dict[str, Any]:
     data = open_packed(context.run.data)
     model = load_end(context, context.arm_name, name)
-    limit = context.experiment.evaluation.num_documents
-    documents = list(data.documents("test").shuffled(context.experiment.data.shuffle_seed)[:limit])
+    config, seed = context.experiment.evaluation, context.experiment.data.shuffle_seed
+    documents = list(data.documents(config.split).shuffled(seed)[: config.num_documents])
     identity = {"weights": context.inputs_hash, "checkpoint": folder.name if folder else "start"}
     rows = (_pair_rows if data.pairs else _text_rows)(context, name, model, data, documents, identity)
     found = summarize(rows)
     if name == context.experiment.attacks.checkpoint:
-        if data.pairs and (rouge := context.experiment.evaluation.rouge):
-            found["rouge"] = _add_rouge(context, model, data.pairs, documents[: rouge.num_documents], identity, rows)
+        if data.pairs and config.rouge:
+            found["rouge"] = _add_rouge(
+                context, model, data.pairs, documents[: config.rouge.num_documents], identity, rows
+            )
         records.write_bytes(context.run.documents(context.node), records.dump_json_lines(rows))
     scope = context.arm.certified_scope
     certificate = certify(model, scope=scope).to_dict() if scope else None
