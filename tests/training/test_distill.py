@@ -67,7 +67,7 @@ def test_every_block_is_matched(name: str) -> None:
         found = distilled(model, other, Distill(blocks=1.0, weight=1.0), tokens())
         found["loss"].backward()
         assert found["blocks"].item() > 1e-8
-        assert float((weight.grad * weight).sum()) > 0
+        assert (weight.grad * weight).sum().item() > 0
 
 
 @pytest.mark.parametrize("centred", [False, True])
