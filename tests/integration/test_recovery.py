@@ -55,7 +55,7 @@ def test_every_recipe_ends_in_weights_that_are_certified(recovered: Path) -> Non
 
 
 def test_interruptions_change_no_byte_of_any_recipe(recovered: Path, tmp_path: Path) -> None:
-    codes = []
+    codes: list[int] = []
     while not codes or codes[-1] == 75:
         codes.append(run(tmp_path, *ADDED, "--max-epochs-per-run", "0.015").returncode)
     assert codes[-1] == 0
