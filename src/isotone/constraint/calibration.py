@@ -1,22 +1,73 @@
-"""The approximate shift, fitted on data: for models whose norms keep the mean.
+"""Calibration text as a model reads it, and the approximate shift that is fitted on it: for norms that keep the mean.
 
 W + c vᵀ with v > 0 changes the pre-activations by c (v·u). Of all v with mean 1 and entries of at least ``LEAST``, the
 one of least variance vᵀΣv (least second moment where there is no bias to take up the mean) disturbs least; on LayerNorm
 it is the exact shift. Shapes: N calibration tokens, n inputs of a matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix
+from isotone.errors import UsageError
 
 LEAST = 0.1
 """Smallest entry of v: c grows with its inverse."""
 
 _ITERATIONS = 500
+
+
+class _AllRead(Exception):  # noqa: N818 - no error: it ends a forward pass
+    """Everything that was asked for has been computed."""
+
+
+def require_enough(rows_NL: Tensor, modules: Mapping[str, nn.Module]) -> None:
+    """Check that calibration text determines what is fitted on it.
+
+    Raises:
+        UsageError: there are fewer tokens than the widest module has inputs, and an intercept.
+    """
+    name = max(modules, key=lambda name: matrix(modules[name]).shape[1])
+    inputs = matrix(modules[name]).shape[1]
+    if rows_NL.numel() <= inputs:
+        rows, length = rows_NL.shape
+        raise UsageError(
+            f"constraint.calibration_rows: the calibration text is too short: {rows_NL.numel()} tokens ({rows} rows "
+            f"of {length}) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set "
+            f"constraint.calibration_rows to {-(-(inputs + 1) // length)} or more, and give data with as many rows"
+        )
+
+
+def read(model: PreTrainedModel, ids_1L: Tensor, modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what modules read (T, n) and put out (T, m) as a row passes, by name; the pass ends at the last one."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def hook_of(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = inputs[0].flatten(0, -2), output.flatten(0, -2)
+            if len(found) == len(modules):
+                raise _AllRead
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+    try:
+        in_eval_mode(model, lambda: _forward(model, ids_1L.to(model.device)))
+    except _AllRead:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _forward(model: PreTrainedModel, ids_1L: Tensor) -> Tensor:
+    """Make one row pass through the model."""
+    return model(ids_1L, use_cache=False, logits_to_keep=1).logits
 
 
 @torch.no_grad()
@@ -44,7 +95,7 @@ def calibrated_shift(
             try:
                 for row_L in rows_NL:
                     ids_1L = row_L[None].to(model.device)
-                    in_eval_mode(model, lambda ids=ids_1L: model(ids, use_cache=False, logits_to_keep=1).logits)  # type: ignore[misc]
+                    in_eval_mode(model, lambda ids=ids_1L: _forward(model, ids))  # type: ignore[misc]
             finally:
                 for handle in handles:
                     handle.remove()

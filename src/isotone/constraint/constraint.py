@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.architectures import architecture_of, projections_of
-from isotone.constraint.calibration import calibrated_shift
+from isotone.constraint.calibration import calibrated_shift, require_enough
 from isotone.constraint.feed_forward import constrained_modules, feed_forwards, matrix
-from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
+from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
+from isotone.constraint.nnls import Fit, nnls
 from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection, Scale
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
@@ -34,6 +35,7 @@ class Constraint:
         scope: which projections are constrained.
         parametrization: how they are kept non-negative.
         initialization: where they started.
+        fits: how well ``nnls`` fitted each module, by its full path; empty after other starts, and when restored.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Constraint:
         master_dtype: torch.dtype | None = None,
     ):
         self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
+        self.fits: dict[str, Fit] = {}
         self._map = PARAMETRIZATIONS[parametrization]
         self._weights = dict(weights)
         self._masters: dict[str, nn.Parameter] = {}
@@ -178,6 +181,7 @@ def constrain(
     calibration_rows_NL: Tensor | None = None,
     master_dtype: torch.dtype | None = None,
     will_train: bool = True,
+    weights_follow: bool = False,
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
 
@@ -189,9 +193,10 @@ def constrain(
         parametrization: how a weight is kept non-negative.
         initialization: where the constrained weights start.
         generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
-        calibration_rows_NL: token ids that ``calibrated_shift`` is fitted on.
+        calibration_rows_NL: token ids that ``calibrated_shift`` and ``nnls`` are fitted on.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
+        weights_follow: a checkpoint's weights will be loaded next, so nothing is fitted on calibration text.
 
     Returns:
         The constraint, also kept at ``model.isotone_constraint``.
@@ -205,18 +210,22 @@ def constrain(
     if hasattr(model, ATTRIBUTE):
         raise UsageError("constraint: the model is constrained already; fold it first")
     modules = constrained_modules(model, scope)
-    if initialization in ("shift", "calibrated_shift"):
-        networks, margin = feed_forwards(model), margin_for(parametrization)
-        if initialization == "shift":
-            shift(model, networks, modules, margin, will_train, generator)
-        elif calibration_rows_NL is None:
-            raise UsageError("constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on")
+    fits: dict[str, Fit] = {}
+    if initialization == "shift":
+        shift(model, feed_forwards(model), modules, margin_for(parametrization), will_train, generator)
+    elif initialization in FITTED and not weights_follow:
+        if calibration_rows_NL is None:
+            raise UsageError(f"constraint.initialization: {initialization} needs calibration_rows_NL to be fitted on")
+        require_enough(calibration_rows_NL, modules)
+        if initialization == "nnls":
+            fits = nnls(model, feed_forwards(model), modules, calibration_rows_NL)
         else:
-            calibrated_shift(model, networks, modules, calibration_rows_NL, margin)
+            calibrated_shift(model, feed_forwards(model), modules, calibration_rows_NL, margin_for(parametrization))
     elif initialization != "unchanged":
         _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
     constraint = Constraint(weights, scope, parametrization, initialization, master_dtype)
+    constraint.fits = fits
     _remember(model, constraint)
     return constraint
 
