@@ -31,7 +31,11 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
+
+from isotone.constraint.feed_forward import probe_logits
 
 VOCABULARY = 64
 _PLAIN = {
@@ -54,6 +58,15 @@ _GPT = {
     "eos_token_id": 0,
 }
 _OPT = {k: v for k, v in _PLAIN.items() if k != "intermediate_size"} | {"ffn_dim": 32, "dropout": 0.0}
+_T5 = {
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+}
 _GROUPED = _PLAIN | {"num_key_value_heads": 1}
 
 MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -72,6 +85,8 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gemma": (GemmaConfig, GemmaForCausalLM, _GROUPED | {"head_dim": 8}),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM, _GROUPED | {"head_dim": 8}),
     "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM, _GROUPED | {"head_dim": 8}),
+    "t5": (T5Config, T5ForConditionalGeneration, _T5),
+    "t5_gated": (T5Config, T5ForConditionalGeneration, _T5 | {"feed_forward_proj": "gated-gelu", "num_layers": 1}),
 }
 LAYER_NORM = ("gpt_neox", "gpt_neox_sequential", "gpt2", "opt", "opt_post_norm", "phi", "gptj", "bloom")
 
@@ -86,7 +101,7 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **c
             if isinstance(module, torch.nn.LayerNorm):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.3)
-            elif "RMSNorm" in type(module).__name__:
+            elif "RMSNorm" in type(module).__name__ or type(module).__name__ == "T5LayerNorm":
                 module.weight.add_(torch.rand_like(module.weight) - 0.5)
             elif getattr(module, "bias", None) is not None:
                 module.bias.normal_(0, 0.1)
@@ -102,4 +117,4 @@ def tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
 def logits(model: PreTrainedModel, ids: torch.Tensor | None = None) -> torch.Tensor:
     """Return the logits [rows, length, vocabulary] of random tokens, without gradient."""
     with torch.no_grad():
-        return model(tokens() if ids is None else ids).logits
+        return probe_logits(model, tokens() if ids is None else ids)

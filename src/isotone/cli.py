@@ -355,7 +355,8 @@ def certify(
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        print(f"{folder}: {certificate.verdict}")
+        where = "" if certificate.layers is None else f" (blocks {', '.join(map(str, certificate.layers))})"
+        print(f"{folder}: {certificate.verdict}{where}")
         for reason in found["reasons"]:
             print(f"  {reason}")
     if certificate.verdict == "violated":

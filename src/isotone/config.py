@@ -15,15 +15,24 @@ Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
 Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
+Activation = Literal["relu", "monotone_gelu"]
+Layers = (
+    Annotated[tuple[int, ...], Field(min_length=1)]
+    | Annotated[str, Field(pattern=r"^((first|last):[1-9][0-9]*|-?[0-9]*:-?[0-9]*)$")]
+)
 Checkpoint = Literal["best", "last"]
 Matching = Literal["temperature", "noise", "undertrained"]
+
+BIBLE_PAIRS = "bible-pairs"
+"""The ``data.source`` of the bundled pairs."""
 
 
 class Model(Part):
     """Where the pretrained model comes from."""
 
     source: str = "pocket"
-    """``pocket`` (bundled), a folder, a GGUF file, or a name on the hub."""
+    """``pocket`` (bundled; also ``pocket-t5``, ``pocket-arcee``, ``pocket-gated``), a folder, a GGUF file, or a name on
+    the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub; setup pins it to a commit."""
     gguf_file: str | None = None
@@ -40,9 +49,22 @@ class Data(Part):
     """The corpus, its splits and its packing."""
 
     source: str = "web-bible"
-    """``web-bible`` (bundled), a file or folder (txt, jsonl, jsonl.gz, jsonl.zst, parquet), or a hub data set."""
+    """``web-bible`` or ``bible-pairs`` (bundled), a file or folder (txt, jsonl, jsonl.gz, jsonl.zst, parquet), or a hub
+    data set."""
     text_field: str = "text"
     """The field that holds the text, in jsonl, parquet and hub data sets."""
+    source_field: str | None = None
+    """The field that an encoder-decoder reads, there; with ``target_field`` it makes a document a pair of texts."""
+    target_field: str | None = None
+    """The field that it is to write."""
+    target_file: str | None = None
+    """Text file whose lines are the targets of the lines of the text file ``source``: pairs, too."""
+    source_prefix: str = ""
+    """What is put before every source, such as "summarize: " for T5."""
+    source_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a pair's source, its EOS included; longer ones are cut and counted."""
+    target_length: Annotated[int, Field(ge=2)] = 128
+    """Tokens of a pair's target, its EOS included; longer ones are cut and counted."""
     config_name: str | None = None
     """Configuration of the hub data set."""
     split: str = "train"
@@ -54,11 +76,38 @@ class Data(Part):
     min_chars: Annotated[int, Field(ge=1)] = 1
     """Leave out documents with fewer characters; they are counted."""
     sequence_length: Annotated[int, Field(ge=8)] = 256
-    """Tokens in a training row."""
+    """Tokens in a training row; a pair's row has ``source_length`` + ``target_length`` instead."""
     fractions: dict[str, Share] = DEFAULT_FRACTIONS
     """Share of documents of each split: train, validation, test, attack_search, attack_test."""
     shuffle_seed: int = 0
     """Keys which held-out documents are taken first where only some of them are used."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a document is a source and a target, for an encoder-decoder."""
+        return self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in a training row."""
+        return self.source_length + self.target_length if self.pairs else self.sequence_length
+
+    @model_validator(mode="after")
+    def _pairs_are_given_in_one_way(self) -> "Data":
+        given = self.model_fields_set
+        if (self.source_field is None) != (self.target_field is None):
+            there, missing = ("source", "target") if self.target_field is None else ("target", "source")
+            raise ValueError(f"{there}_field: a pair has two fields; give {missing}_field, too, or neither")
+        if self.source == BIBLE_PAIRS and (self.source_field or self.target_file):
+            raise ValueError(f"source: {BIBLE_PAIRS} has its own targets; leave source_field and target_file out")
+        if self.target_file is not None and self.source_field is not None:
+            raise ValueError("target_file: pairs are two text files, or two fields; leave one of them out")
+        wrong = ("text_field", "sequence_length") if self.pairs else ("source_prefix", "source_length", "target_length")
+        for key in wrong:
+            if key in given and getattr(self, key) != type(self).model_fields[key].default:
+                why = "has no meaning for pairs" if self.pairs else "is of pairs; give source_field and target_field"
+                raise ValueError(f"{key}: {why}, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _fractions_sum_to_one(self) -> "Data":
@@ -76,6 +125,11 @@ class Constraint(Part):
     """A named combination of parametrization, initialization and precision; what is given beside it goes first."""
     scope: Scope = "mlp_both"
     """Which projections are constrained."""
+    layers: Layers | None = None
+    """The blocks in which they are: a list of indices, ``first:N``, ``last:N``, or a slice such as ``2:6``. Blocks are
+    counted from 0, an encoder's before a decoder's. None: all."""
+    activation: Activation | None = None
+    """Put in the place of the activation in these blocks; monotone_gelu: GELU(max(x, −0.75)). None: the model's own."""
     parametrization: Parametrization | None = None
     """How a weight is kept non-negative; ``sign_frozen`` (a control) keeps it on the side of 0 where it starts."""
     initialization: Initialization | None = None

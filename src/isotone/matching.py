@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from isotone.attacks.scoring import Target, frozen
 from isotone.constraint.feed_forward import constrained_modules
+from isotone.constraint.layers import Layers
 from isotone.determinism import stream_key
 from isotone.records import JsonLines
 
@@ -194,12 +195,14 @@ class Noise:
         scope: the projections that get noise.
         seed: the run's.
         draw: number of ξ.
+        layers: the blocks whose projections do; None: all.
     """
 
     first, step = 0.0, 1 / 64
 
-    def __init__(self, model: PreTrainedModel, scope: str, seed: int, draw: int):
-        self._weights: list[Tensor] = [m.weight.data for m in constrained_modules(model, scope).values()]  # type: ignore[misc, union-attr]
+    def __init__(self, model: PreTrainedModel, scope: str, seed: int, draw: int, layers: Layers | None = None):
+        modules = constrained_modules(model, scope, layers)
+        self._weights: list[Tensor] = [m.weight.data for m in modules.values()]  # type: ignore[misc, union-attr]
         self._clean = [weight.clone() for weight in self._weights]
         self._keys = [stream_key(seed, "matched_noise", draw, number) for number in range(len(self._weights))]
 

@@ -10,6 +10,7 @@ on are scored. Shapes: B rows, L = S + T tokens of a row, D embedding.
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,6 +29,15 @@ class PairLayout:
     def sides(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Return the source [B, S] and the target [B, T] of rows."""
         return ids_BL[:, : self.source], ids_BL[:, self.source :]
+
+    def trimmed(self, ids_BL: Tensor) -> tuple["PairLayout", Tensor]:
+        """Return rows without the columns that are padding in all of them, and how those lie."""
+        kept = [side[:, : max(1, int((side != self.pad).sum(1).max()))] for side in self.sides(ids_BL)]
+        return PairLayout(kept[0].shape[1], self.pad), torch.cat(kept, dim=1)
+
+    def num_scored(self, ids_BL: Tensor) -> int:
+        """Return how many target tokens rows have, padding left out."""
+        return int((self.sides(ids_BL)[1] != self.pad).sum())
 
     def inputs(self, model: nn.Module, ids_BL: Tensor, inputs_embeds_BSD: Tensor | None = None) -> dict[str, Any]:
         """Return what the model is called with to be asked for every target token, teacher-forced.

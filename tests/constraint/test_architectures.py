@@ -4,21 +4,33 @@ import sys
 import pytest
 import torch
 from tiny_models import LAYER_NORM, MODELS, tiny_model
+from transformers import PreTrainedModel, T5EncoderModel
 
-from isotone.constraint import ARCHITECTURES, constrain, resolve_recipe
+from isotone.constraint import certify, constrain, resolve_recipe
 from isotone.constraint.architectures import SCOPES
-from isotone.constraint.feed_forward import bias_of, constrained_modules, feed_forwards, probe_tokens
+from isotone.constraint.feed_forward import (
+    architecture_of_model,
+    bias_of,
+    constrained_modules,
+    feed_forwards,
+    probe_tokens,
+)
 from isotone.constraint.tracing import Norm, require_claimed_maps, trace_norms
 from isotone.errors import UsageError
+
+
+def num_networks(model: PreTrainedModel) -> int:
+    """Return how many blocks a tiny model has, an encoder's included."""
+    return model.config.num_hidden_layers + (model.config.num_decoder_layers if model.config.is_encoder_decoder else 0)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_table_agrees_with_the_models_of_transformers(name: str) -> None:
     """Norm kind, gate, biases and activation key, as the table says them, are what a forward pass finds."""
     model = tiny_model(name)
-    row = ARCHITECTURES[model.config.model_type]
+    row = architecture_of_model(model)
     networks = feed_forwards(model)
-    assert len(networks) == 2
+    assert len(networks) == num_networks(model)
     for network, norm in zip(networks, trace_norms(model, networks, probe_tokens(model)), strict=True):
         assert isinstance(norm, Norm), norm
         assert norm.kind == row.norm
@@ -44,10 +56,10 @@ def test_traced_gain_includes_the_convention_of_the_norm(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_each_scope_of_an_architecture_matches_and_the_others_are_listed(name: str) -> None:
     model = tiny_model(name)
-    row = ARCHITECTURES[model.config.model_type]
+    row = architecture_of_model(model)
     for scope in SCOPES:
         if scope in row.scopes:
-            assert len(constrained_modules(model, scope)) == 2 * len(row.scopes[scope])
+            assert len(constrained_modules(model, scope)) == num_networks(model) * len(row.scopes[scope])
         else:
             with pytest.raises(UsageError, match=f"'{scope}' matches nothing.*allowed: {', '.join(row.scopes)}"):
                 constrain(model, scope)
@@ -56,8 +68,32 @@ def test_each_scope_of_an_architecture_matches_and_the_others_are_listed(name: s
 def test_unknown_architecture_lists_the_known_ones() -> None:
     model = tiny_model("gpt2")
     model.config.model_type = "mamba"
-    with pytest.raises(UsageError, match=r"'mamba' is not known; known are arcee, .*phi, qwen2"):
+    with pytest.raises(UsageError, match=r"'mamba' is not known; known are arcee, .*phi, qwen2, t5, t5_gated"):
         constrain(model)
+
+
+def test_a_t5_without_the_expected_networks_is_named_with_what_was_expected() -> None:
+    gated = tiny_model("t5_gated")
+    gated.config.feed_forward_proj = "relu"
+    with pytest.raises(
+        UsageError, match=r"not laid out like an encoder-decoder t5 .*`wi`.*layer\.2\.DenseReluDense\.wi,"
+    ):
+        constrain(gated)
+    with pytest.raises(UsageError, match=r"T5EncoderModel is not laid out .*decoder"):
+        constrain(T5EncoderModel(tiny_model("t5").config))
+
+
+def test_both_sides_of_a_t5_are_constrained_and_only_the_ungated_one_is_proved_monotone() -> None:
+    plain, gated = tiny_model("t5"), tiny_model("t5_gated")
+    names = constrain(plain, "mlp_both").names
+    assert names[0] == "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+    assert names[-1] == "decoder.block.1.layer.2.DenseReluDense.wo.weight"
+    constrain(gated, "gated_all")
+    assert (certify(plain).verdict, certify(plain).order) == ("strict", "basis-dependent")
+    assert certify(gated).verdict == "violated"
+    with torch.no_grad():
+        plain.encoder.block[1].layer[1].DenseReluDense.wo.weight[3, 5] = -1e-4
+    assert certify(plain).reasons[0].startswith("encoder.block.1.layer.1.DenseReluDense.wo.weight has 1 of 512")
 
 
 def test_a_network_that_computes_something_else_is_refused() -> None:

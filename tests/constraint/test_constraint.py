@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny_models import MODELS, logits, tiny_model, tokens
 
-from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold
+from isotone.constraint import Constraint, constrain, fold
 from isotone.constraint.constraint import restore
+from isotone.constraint.feed_forward import architecture_of_model
 from isotone.constraint.initialization import ALLOWED_PAIRS, INITIALIZATIONS
 from isotone.constraint.parametrization import PARAMETRIZATIONS
 from isotone.errors import IsotoneError, UsageError
@@ -37,7 +38,7 @@ def optimizer_of(model: torch.nn.Module, constraint: Constraint, lr: float = 0.0
 def test_every_architecture_goes_through_constrain_steps_fold_export_reload(name: str, tmp_path: Path) -> None:
     """The constraint holds after each of two real optimizer steps, and the reloaded folder has the same logits."""
     model = tiny_model(name)
-    for number, scope in enumerate(ARCHITECTURES[model.config.model_type].scopes):
+    for number, scope in enumerate(architecture_of_model(model).scopes):
         model = tiny_model(name)
         constraint = constrain(model, scope)
         optimizer = optimizer_of(model, constraint)

@@ -7,18 +7,21 @@ import pytest
 import torch
 from tiny_models import MODELS, logits, tiny_model, tokens
 
-from isotone.constraint import ARCHITECTURES, constrain, fold
+from isotone.constraint import constrain, fold
 from isotone.constraint.calibration import read
 from isotone.constraint.constraint import Constraint
-from isotone.constraint.feed_forward import bias_of, feed_forwards, matrix
+from isotone.constraint.feed_forward import affine, architecture_of_model, bias_of, feed_forwards, matrix
 from isotone.constraint.nnls import TOLERANCE, solve
 from isotone.errors import UsageError
+from isotone.pairs import PairLayout
 
-ROWS = tokens(24, seed=3)
+ROWS = tokens(24, seed=3).clamp_min(1)  # 0 is padding
 
 
-def fitted(model: Any, scope: str = "mlp_both", rows: torch.Tensor = ROWS) -> Constraint:
-    return constrain(model, scope, "projection", "nnls", calibration_rows_NL=rows)
+def fitted(model: Any, scope: str = "mlp_both") -> Constraint:
+    """Start from a fit on ``ROWS``; an encoder-decoder reads half of each row on either side."""
+    pairs = PairLayout(source=6, pad=0) if model.config.is_encoder_decoder else None
+    return constrain(model, scope, "projection", "nnls", calibration_rows_NL=ROWS, pairs=pairs)
 
 
 def problem(n: int = 70, m: int = 9, num_tokens: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +64,7 @@ def test_conditions_of_optimality_hold_as_far_as_is_said() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_architecture_and_scope_starts_inside_the_constraint(name: str) -> None:
-    for scope in ARCHITECTURES[tiny_model(name).config.model_type].scopes:
+    for scope in architecture_of_model(tiny_model(name)).scopes:
         model = tiny_model(name)
         constraint = fitted(model, scope)
         assert constraint.holds()
@@ -83,18 +86,18 @@ def test_a_network_that_is_non_negative_already_is_found_again() -> None:
 
 
 def test_reported_residual_is_that_of_the_stored_weights_on_what_they_read() -> None:
+    """The target is what the original network makes of the same inputs."""
     original = tiny_model("arcee", mlp_bias=True)
     model = copy.deepcopy(original)
     constraint = fitted(model)
     for network, old in zip(feed_forwards(model), feed_forwards(original), strict=True):
-        for role in ("up", "down"):
-            name = network.names[role]
-            new, true = {name: getattr(network, role)}, {name: getattr(old, role)}
-            found = torch.cat([read(model, row[None], new)[name][1] for row in ROWS]).double()
-            target = torch.cat([read(original, row[None], true)[name][1] for row in ROWS]).double()
-            residual = (found - target).square().sum() / (target - target.mean(0)).square().sum()
-            assert float(residual) == pytest.approx(constraint.fits[name].residual, rel=1e-3)
-            assert (found - target).mean(0).abs().max() < 1e-5  # what an intercept is for
+        found = [read(model, row[None], {"up": network.up, "down": network.down}) for row in ROWS]
+        u = torch.cat([f["up"][0] for f in found])
+        for role, target in (("up", affine(old.up, u).double()), ("down", old(u).double())):
+            output = torch.cat([f[role][1] for f in found]).double()
+            residual = (output - target).square().sum() / (target - target.mean(0)).square().sum()
+            assert float(residual) == pytest.approx(constraint.fits[network.names[role]].residual, rel=1e-3)
+            assert (output - target).mean(0).abs().max() < 1e-5  # what an intercept is for
 
 
 def test_fit_disturbs_less_than_dropping_the_negative_weights() -> None:
@@ -138,7 +141,7 @@ def test_reading_ends_at_what_is_asked_for_and_leaves_no_hook() -> None:
 def test_text_that_is_too_short_is_refused_with_what_is_needed(initialization: str) -> None:
     model = tiny_model("gpt2", n_inner=100)
     state = copy.deepcopy(model.state_dict())
-    short = r"constraint.calibration_rows: .* 96 tokens \(8 rows of 12\) .*mlp.c_proj with its 100 inputs needs at"
+    short = r"constraint.calibration_rows: .* 96 tokens \(8 rows\) .*mlp.c_proj with its 100 inputs needs at"
     with pytest.raises(UsageError, match=rf"{short} least 101; set constraint.calibration_rows to 9 or more"):
         constrain(model, "mlp_both", "projection", initialization, calibration_rows_NL=tokens(8))
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
@@ -150,3 +153,26 @@ def test_nothing_is_fitted_where_weights_follow() -> None:
     assert (constraint.initialization, constraint.fits) == ("nnls", {})
     with pytest.raises(UsageError, match="nnls needs calibration_rows_NL"):
         constrain(tiny_model("arcee"), "mlp_both", "projection", "nnls")
+
+
+def test_padding_of_pairs_is_not_fitted_on() -> None:
+    """The same texts in rows with more padding give the same weights."""
+    narrow, wide = tiny_model("t5"), tiny_model("t5")
+    padding = torch.zeros(len(ROWS), 3, dtype=torch.long)
+    padded = torch.cat([ROWS[:, :6], padding, ROWS[:, 6:], padding], dim=1)
+    fitted(narrow)
+    constrain(wide, "mlp_both", "projection", "nnls", calibration_rows_NL=padded, pairs=PairLayout(source=9, pad=0))
+    assert all(torch.equal(a, b) for a, b in zip(narrow.parameters(), wide.parameters(), strict=True))
+
+
+def test_targets_are_those_of_the_original_activation_where_another_takes_its_place() -> None:
+    """A GELU model made a ReLU one: the second projection answers for the difference."""
+    original = tiny_model("arcee", hidden_act="gelu", mlp_bias=True)
+    model = copy.deepcopy(original)
+    constraint = constrain(model, "mlp_both", "projection", "nnls", calibration_rows_NL=ROWS, activation="relu")
+    network, old = feed_forwards(model)[0], feed_forwards(original)[0]
+    found = [read(model, row[None], {"up": network.up, "down": network.down}) for row in ROWS]
+    target = old(torch.cat([f["up"][0] for f in found]))
+    output = torch.cat([f["down"][1] for f in found])
+    residual = (output - target).square().sum() / (target - target.mean(0)).square().sum()
+    assert float(residual) == pytest.approx(constraint.fits[network.names["down"]].residual, rel=1e-3)

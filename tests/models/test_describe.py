@@ -16,7 +16,9 @@ def test_description_agrees_with_the_loaded_model(name: str, tmp_path: Path) -> 
     save_model(model, None, tmp_path / "model")
     found = describe(str(tmp_path / "model"))
     assert found.model_type == model.config.model_type
-    assert (found.vocab_size, found.hidden_size, found.num_layers, found.num_heads) == (VOCABULARY, 16, 2, 2)
+    blocks = model.config.num_hidden_layers + (getattr(model.config, "num_decoder_layers", None) or 0)
+    assert (found.vocab_size, found.hidden_size, found.num_layers, found.num_heads) == (VOCABULARY, 16, blocks, 2)
+    assert found.encoder_decoder == model.config.is_encoder_decoder
     assert found.intermediate_size == model.config.to_dict().get("intermediate_size", found.intermediate_size)
     assert found.tied_embeddings == bool(model.all_tied_weights_keys)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)

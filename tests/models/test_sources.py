@@ -240,9 +240,9 @@ def test_pinned_model_is_loaded_and_a_changed_one_is_refused(folder: Path, tmp_p
 
 
 def test_pocket_model_is_found_or_its_absence_is_explained() -> None:
-    from isotone.models.sources import POCKET
+    from isotone.models.sources import BUNDLED
 
-    if (POCKET / "config.json").is_file():
+    if (BUNDLED["pocket"] / "config.json").is_file():
         assert describe("pocket").model_type == "gpt_neox"
     else:
         assert "bundled model is missing" in refusal("pocket")

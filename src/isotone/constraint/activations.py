@@ -3,9 +3,29 @@
 import math
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import activations
 from transformers.models.bloom.modeling_bloom import BloomGelu
+from typing_extensions import override
+
+
+class MonotoneGELU(nn.Module):
+    """GELU made non-decreasing: GELU(max(x, −0.75)), so the constant −0.1700 left of −0.75.
+
+    GELU is x Φ(x) with the exact Φ. Its minimum lies at −0.75179; −0.75, to the right of it, is exact in fp32, fp16 and
+    bf16 alike, so that a decreasing piece is left in none of them. The slope there is .0008.
+    """
+
+    FROM = -0.75
+    """Left of it the function is constant."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(x.clamp_min(self.FROM))
+
+
+MONOTONE: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "monotone_gelu": MonotoneGELU}
+"""The activations that ``constraint.activation`` offers, by its values."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ _EVERYWHERE: tuple[type[nn.Module], ...] = (
     nn.Tanh,
     activations.ReLUSquaredActivation,
     activations.LinearActivation,
+    MonotoneGELU,
 )
 
 # Arguments of the minima, rounded up: to the right of them the activation does not decrease.

@@ -16,12 +16,12 @@ SCOPES = ("mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where the feed-forward network of one ``model_type`` is; paths are relative to a decoder block."""
+    """Where the feed-forward network of one ``model_type`` is; paths are relative to a block."""
 
     model_type: str
-    """``model_type`` in config.json."""
+    """``model_type`` in config.json; ``t5_gated`` is the t5 whose network has a gate (v1.1)."""
     blocks: str
-    """Path of the list of decoder blocks, from the causal language model."""
+    """Path of the list of blocks, from the language model; of an encoder-decoder, of the decoder's."""
     up: str
     """First projection W1 (gated: the ungated factor)."""
     down: str
@@ -38,11 +38,18 @@ class Architecture:
     """Gate projection: the network is W2(σ(W_gate u) ⊙ W1 u)."""
     bias: str = "always"
     """``always``, ``never``, or the key of config.json that decides whether W1 and W2 have biases."""
+    encoder: "Architecture | None" = None
+    """The encoder's blocks, which scopes cover too and before the decoder's; None: there is no encoder."""
 
     @property
     def gated(self) -> bool:
         """Whether the network multiplies two projections of its input."""
         return self.gate is not None
+
+    @property
+    def stacks(self) -> tuple["Architecture", ...]:
+        """Every stack of blocks, in the order of the computation."""
+        return (self,) if self.encoder is None else (self.encoder, self)
 
     @property
     def scopes(self) -> dict[str, tuple[str, ...]]:
@@ -79,6 +86,29 @@ def _gated(model_type: str, key: str = "hidden_act", bias: str = "never") -> Arc
         gate="mlp.gate_proj",
         bias=bias,
     )
+
+
+def _t5(gated: bool) -> Architecture:
+    """Return the layout of T5: the decoder's network is the third sublayer of a block, the encoder's the second."""
+    paths = ("wi_1", "wo", "act", "wi_0") if gated else ("wi", "wo", "act", None)
+
+    def stack(name: str, sublayer: int, encoder: Architecture | None) -> Architecture:
+        up, down, activation, gate = (p and f"layer.{sublayer}.DenseReluDense.{p}" for p in paths)
+        return Architecture(
+            "t5_gated" if gated else "t5",
+            blocks=f"{name}.block",
+            up=str(up),
+            down=str(down),
+            activation=str(activation),
+            activation_key="dense_act_fn",
+            norm="rms_norm",
+            attention_out="layer.0.SelfAttention.o",
+            gate=gate,
+            bias="never",
+            encoder=encoder,
+        )
+
+    return stack("decoder", 2, stack("encoder", 1, None))
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -133,13 +163,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         _gated("gemma"),
         _gated("gemma2", key="hidden_activation"),
         _gated("gemma3_text", key="hidden_activation"),
+        _t5(gated=False),
+        _t5(gated=True),
     )
 }
 """Every architecture that isotone knows, by ``model_type``."""
 
 
+def row_name(model_type: str, feed_forward_proj: str | None) -> str:
+    """Return the name of the table's row for what config.json says under two keys; T5 has the second."""
+    return "t5_gated" if model_type == "t5" and (feed_forward_proj or "").startswith("gated-") else model_type
+
+
 def architecture_of(model_type: str) -> Architecture:
-    """Return the table's row for a ``model_type``.
+    """Return the table's row of a name (a ``model_type``, but see ``row_name``).
 
     Raises:
         UsageError: the architecture is not in the table; lists those that are.

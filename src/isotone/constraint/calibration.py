@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix
 from isotone.errors import UsageError
+from isotone.pairs import PairLayout
 
 LEAST = 0.1
 """Smallest entry of v: c grows with its inverse."""
@@ -25,24 +26,33 @@ class _AllRead(Exception):  # noqa: N818 - no error: it ends a forward pass
     """Everything that was asked for has been computed."""
 
 
-def require_enough(rows_NL: Tensor, modules: Mapping[str, nn.Module]) -> None:
-    """Check that calibration text determines what is fitted on it.
+def require_enough(
+    rows_NL: Tensor | None, modules: Mapping[str, nn.Module], initialization: str, pairs: PairLayout | None = None
+) -> Tensor:
+    """Return calibration rows that are there and determine what is fitted on them.
 
     Raises:
-        UsageError: there are fewer tokens than the widest module has inputs, and an intercept.
+        UsageError: there are none, or their tokens are fewer than the widest module has inputs, and an intercept.
     """
+    if rows_NL is None:
+        raise UsageError(f"constraint.initialization: {initialization} needs calibration_rows_NL to be fitted on")
     name = max(modules, key=lambda name: matrix(modules[name]).shape[1])
     inputs = matrix(modules[name]).shape[1]
-    if rows_NL.numel() <= inputs:
-        rows, length = rows_NL.shape
+    sides = pairs.sides(rows_NL) if pairs else (rows_NL,)
+    num_tokens = min(int((side != pairs.pad).sum()) if pairs else side.numel() for side in sides)
+    if num_tokens <= inputs:
+        needed = -(-(inputs + 1) * len(rows_NL) // max(num_tokens, 1))
         raise UsageError(
-            f"constraint.calibration_rows: the calibration text is too short: {rows_NL.numel()} tokens ({rows} rows "
-            f"of {length}) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set "
-            f"constraint.calibration_rows to {-(-(inputs + 1) // length)} or more, and give data with as many rows"
+            f"constraint.calibration_rows: the calibration text is too short: {num_tokens} tokens ({len(rows_NL)} "
+            f"rows) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set "
+            f"constraint.calibration_rows to {needed} or more, and give data with as many rows"
         )
+    return rows_NL
 
 
-def read(model: PreTrainedModel, ids_1L: Tensor, modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
+def read(
+    model: PreTrainedModel, ids_1L: Tensor, modules: Mapping[str, nn.Module], pairs: PairLayout | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return what modules read (T, n) and put out (T, m) as a row passes, by name; the pass ends at the last one."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -56,18 +66,13 @@ def read(model: PreTrainedModel, ids_1L: Tensor, modules: Mapping[str, nn.Module
 
     handles = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
     try:
-        in_eval_mode(model, lambda: _forward(model, ids_1L.to(model.device)))
+        in_eval_mode(model, lambda: _forward(model, ids_1L.to(model.device), pairs))
     except _AllRead:
         pass
     finally:
         for handle in handles:
             handle.remove()
     return found
-
-
-def _forward(model: PreTrainedModel, ids_1L: Tensor) -> Tensor:
-    """Make one row pass through the model."""
-    return model(ids_1L, use_cache=False, logits_to_keep=1).logits
 
 
 @torch.no_grad()
@@ -77,15 +82,17 @@ def calibrated_shift(
     constrained: dict[str, nn.Module],
     rows_NL: Tensor,
     margin: float = 0.0,
+    pairs: PairLayout | None = None,
 ) -> None:
     """Make the weights of ``constrained`` non-negative in place, disturbing the model as little as such a shift can.
 
     Args:
-        model: any causal language model of the table.
+        model: any language model of the table.
         networks: all feed-forward networks; one is fitted after another, each on what the ones before it now put out.
         constrained: the modules to shift, by full path.
         rows_NL: token ids of the calibration rows.
         margin: how far above 0 every entry ends, in standard deviations of its matrix.
+        pairs: the model is an encoder-decoder and the rows are laid out so.
     """
     for network in networks:
         names = [name for name in network.names.values() if name in constrained]
@@ -95,12 +102,20 @@ def calibrated_shift(
             try:
                 for row_L in rows_NL:
                     ids_1L = row_L[None].to(model.device)
-                    in_eval_mode(model, lambda ids=ids_1L: _forward(model, ids))  # type: ignore[misc]
+                    in_eval_mode(model, lambda ids=ids_1L: _forward(model, ids, pairs))  # type: ignore[misc]
             finally:
                 for handle in handles:
                     handle.remove()
             for name in stage:
                 _shift(constrained[name], moments[name], margin)
+
+
+def _forward(model: PreTrainedModel, ids_1L: Tensor, pairs: PairLayout | None) -> Tensor:
+    """Make one row pass through the model, without padding."""
+    if pairs is None:
+        return model(ids_1L, use_cache=False, logits_to_keep=1).logits
+    layout, ids_1L = pairs.trimmed(ids_1L)
+    return model(**layout.inputs(model, ids_1L), use_cache=False).logits
 
 
 def _stages(network: FeedForward, names: Sequence[str]) -> list[list[str]]:

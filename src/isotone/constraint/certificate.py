@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.activations import Monotonicity, monotonicity_of
-from isotone.constraint.architectures import architecture_of
 from isotone.constraint.feed_forward import (
     FeedForward,
+    architecture_of_model,
     bias_of,
     constrained_modules,
     feed_forwards,
     matrix,
     probe_tokens,
 )
+from isotone.constraint.layers import Layers, resolve_layers
 from isotone.constraint.tracing import Norm, require_claimed_maps, trace_norms
 from isotone.constraint.witness import find_witness
 
@@ -49,6 +50,7 @@ class Certificate:
             model and changes which inputs are ordered).
         weights_hash: SHA-256 over the examined matrices, their biases and the norms before them.
         reasons: one sentence each.
+        layers: indices of the blocks that were examined, counted from 0 (an encoder's before a decoder's); None: all.
     """
 
     verdict: Verdict
@@ -60,36 +62,41 @@ class Certificate:
     order: Literal["vacuous", "binding", "basis-dependent"]
     weights_hash: str
     reasons: tuple[str, ...]
+    layers: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the certificate as JSON values."""
-        return asdict(self) | {"reasons": list(self.reasons)}
+        """Return the certificate as JSON values; ``layers`` where it is about some blocks only."""
+        values = asdict(self) | {"reasons": list(self.reasons), "layers": self.layers and list(self.layers)}
+        return values if self.layers is not None else {k: v for k, v in values.items() if k != "layers"}
 
 
-def certify(model: PreTrainedModel | str | Path, scope: str | None = None) -> Certificate:
+def certify(model: PreTrainedModel | str | Path, scope: str | None = None, layers: Layers | None = None) -> Certificate:
     """Examine the feed-forward networks of a model in memory or of an exported folder.
 
     Args:
         model: the model (not changed), or what ``isotone.models.load_model`` takes.
         scope: which projections to examine; what the model's configuration says it was constrained to, or else the
             widest scope of its architecture.
+        layers: the blocks to examine (``:`` means all); unless given, those that the model's configuration says were
+            constrained, or else all.
 
     Raises:
         UsageError: the model cannot be read, its architecture is unknown, the scope matches nothing in it, or a network
             does not compute what its architecture's does.
     """
     if isinstance(model, PreTrainedModel):
-        return _certify(model, scope)
+        return _certify(model, scope, layers)
     from isotone.models import load_model
 
-    return _certify(load_model(str(model), dtype="auto"), scope)
+    return _certify(load_model(str(model), dtype="auto"), scope, layers)
 
 
-def _certify(model: PreTrainedModel, scope: str | None) -> Certificate:
+def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -> Certificate:
     recorded = getattr(model.config, "isotone", None) or {}
-    scope = scope or recorded.get("scope") or architecture_of(model.config.model_type).widest_scope
-    modules = constrained_modules(model, scope)
-    networks = feed_forwards(model)
+    layers = recorded.get("layers") if layers is None else layers
+    scope = scope or recorded.get("scope") or architecture_of_model(model).widest_scope
+    modules = constrained_modules(model, scope, layers)
+    networks = feed_forwards(model, layers)
     norms = trace_norms(model, networks, probe_tokens(model))
     activation = monotonicity_of(networks[0].activation)
     wrong = _wrong_entries(modules)
@@ -107,6 +114,7 @@ def _certify(model: PreTrainedModel, scope: str | None) -> Certificate:
         order=order,
         weights_hash=_hash(modules, norms),
         reasons=tuple(reasons),
+        layers=resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None,
     )
 
 

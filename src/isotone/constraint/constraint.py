@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from isotone.constraint.architectures import architecture_of, projections_of
+from isotone.constraint.architectures import projections_of
 from isotone.constraint.calibration import calibrated_shift, require_enough
-from isotone.constraint.feed_forward import constrained_modules, feed_forwards, matrix
+from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
 from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
+from isotone.constraint.layers import Layers, resolve_layers
 from isotone.constraint.nnls import Fit, nnls
 from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection, Scale
+from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
+from isotone.pairs import PairLayout
 
 ATTRIBUTE = "isotone_constraint"
 """Attribute of a constrained model that holds its ``Constraint``."""
@@ -35,6 +38,7 @@ class Constraint:
         scope: which projections are constrained.
         parametrization: how they are kept non-negative.
         initialization: where they started.
+        layers: indices of the blocks in which they are constrained; None: in all.
         fits: how well ``nnls`` fitted each module, by its full path; empty after other starts, and when restored.
     """
 
@@ -45,8 +49,10 @@ class Constraint:
         parametrization: str,
         initialization: str,
         master_dtype: torch.dtype | None = None,
+        layers: tuple[int, ...] | None = None,
     ):
         self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
+        self.layers = layers
         self.fits: dict[str, Fit] = {}
         self._map = PARAMETRIZATIONS[parametrization]
         self._weights = dict(weights)
@@ -179,8 +185,11 @@ def constrain(
     generator: torch.Generator | None = None,
     *,
     calibration_rows_NL: Tensor | None = None,
+    pairs: PairLayout | None = None,
     master_dtype: torch.dtype | None = None,
     will_train: bool = True,
+    layers: Layers | None = None,
+    activation: str | None = None,
     weights_follow: bool = False,
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
@@ -188,14 +197,17 @@ def constrain(
     The model is changed in place: its weights become the effective ones, and ``fold(model)`` later drops the rest.
 
     Args:
-        model: a causal language model of an architecture in the table.
+        model: a language model of an architecture in the table.
         scope: which projections are constrained.
         parametrization: how a weight is kept non-negative.
         initialization: where the constrained weights start.
         generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
         calibration_rows_NL: token ids that ``calibrated_shift`` and ``nnls`` are fitted on.
+        pairs: how these rows lie, where the model is an encoder-decoder.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
+        layers: the blocks in which weights are constrained: indices, ``first:N``, ``last:N`` or a slice; None: all.
+        activation: ``relu`` or ``monotone_gelu``, put in the place of the activation in these blocks; None: kept.
         weights_follow: a checkpoint's weights will be loaded next, so nothing is fitted on calibration text.
 
     Returns:
@@ -206,25 +218,29 @@ def constrain(
             that does not meet the conditions of the initialization. The model is then as it was.
     """
     require_pair(parametrization, initialization)
-    projections_of(architecture_of(model.config.model_type), scope)
+    projections_of(architecture_of_model(model), scope)
     if hasattr(model, ATTRIBUTE):
         raise UsageError("constraint: the model is constrained already; fold it first")
-    modules = constrained_modules(model, scope)
+    modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
+    undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
     fits: dict[str, Fit] = {}
-    if initialization == "shift":
-        shift(model, feed_forwards(model), modules, margin_for(parametrization), will_train, generator)
-    elif initialization in FITTED and not weights_follow:
-        if calibration_rows_NL is None:
-            raise UsageError(f"constraint.initialization: {initialization} needs calibration_rows_NL to be fitted on")
-        require_enough(calibration_rows_NL, modules)
-        if initialization == "nnls":
-            fits = nnls(model, feed_forwards(model), modules, calibration_rows_NL)
-        else:
-            calibrated_shift(model, feed_forwards(model), modules, calibration_rows_NL, margin_for(parametrization))
-    elif initialization != "unchanged":
-        _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
+    try:
+        if initialization == "shift":
+            shift(model, networks, modules, margin_for(parametrization), will_train, generator)
+        elif initialization in FITTED and not weights_follow:
+            rows_NL = require_enough(calibration_rows_NL, modules, initialization, pairs)
+            if initialization == "nnls":
+                fits = nnls(model, networks, modules, rows_NL, pairs)
+            else:
+                calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs)
+        elif initialization != "unchanged":
+            _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
+    except UsageError:
+        undo()
+        raise
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
-    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype)
+    chosen = resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None
+    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen)
     constraint.fits = fits
     _remember(model, constraint)
     return constraint
@@ -274,8 +290,10 @@ def _start_each(modules: Mapping[str, nn.Module], initialization: str, contains_
 
 def _remember(model: PreTrainedModel, constraint: Constraint) -> None:
     setattr(model, ATTRIBUTE, constraint)
+    layers = {} if constraint.layers is None else {"layers": list(constraint.layers)}
     model.config.isotone = {
         "scope": constraint.scope,
         "parametrization": constraint.parametrization,
         "initialization": constraint.initialization,
+        **layers,
     }

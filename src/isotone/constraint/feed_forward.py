@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from isotone.constraint.architectures import Architecture, architecture_of, projections_of
+from isotone.constraint.architectures import Architecture, architecture_of, projections_of, row_name
+from isotone.constraint.layers import Layers, resolve_layers
 from isotone.errors import UsageError
 
 
@@ -20,12 +21,13 @@ class FeedForward:
     """One feed-forward network u ↦ W2 σ(W1 u + b1) + b2, or W2 (σ(W_gate u) ⊙ W1 u) where it is gated."""
 
     block: str
-    """Path of the decoder block."""
+    """Path of the block."""
     names: dict[str, str]
     """Full paths of ``up``, ``down``, ``attention_out`` and, if gated, ``gate``."""
     up: nn.Module
     down: nn.Module
     activation: nn.Module
+    activation_path: str
     attention_out: nn.Module
     gate: nn.Module | None
 
@@ -39,19 +41,37 @@ class FeedForward:
         return affine(self.down, self.hidden(u))
 
 
-def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
-    """Return the model's feed-forward networks, first block first.
+def architecture_of_model(model: PreTrainedModel) -> Architecture:
+    """Return the table's row for a model.
 
     Raises:
-        UsageError: the architecture is unknown, or the model is not laid out as the table says.
+        UsageError: the architecture is not in the table.
     """
-    architecture = architecture_of(model.config.model_type)
+    return architecture_of(row_name(model.config.model_type, getattr(model.config, "feed_forward_proj", None)))
+
+
+def feed_forwards(model: PreTrainedModel, layers: Layers | None = None) -> list[FeedForward]:
+    """Return the feed-forward networks of the model, or of the blocks that ``layers`` names.
+
+    The first block comes first, and an encoder's before the decoder's.
+
+    Raises:
+        UsageError: the architecture is unknown, the model is not laid out as the table says, or it has no such block.
+    """
+    architecture = architecture_of_model(model)
     try:
-        blocks = model.get_submodule(architecture.blocks)
-        return [_feed_forward(model, architecture, f"{architecture.blocks}.{i}") for i in range(len(blocks))]  # type: ignore[arg-type]
+        blocks = [
+            (stack, f"{stack.blocks}.{i}")
+            for stack in architecture.stacks
+            for i in range(len(model.get_submodule(stack.blocks)))  # type: ignore[arg-type]
+        ]
+        return [_feed_forward(model, *blocks[i]) for i in resolve_layers(layers, len(blocks))]
     except AttributeError as error:
+        kind = "an encoder-decoder" if architecture.encoder else "a causal"
         raise UsageError(
-            f"model.source: {type(model).__name__} is not laid out like a causal {architecture.model_type} ({error})"
+            f"model.source: {type(model).__name__} is not laid out like {kind} {architecture.model_type} ({error}); "
+            f"expected in each block: {', '.join(architecture.scopes[architecture.widest_scope])}. Use a model that "
+            f"transformers itself loads as {architecture.model_type}"
         ) from error
 
 
@@ -69,23 +89,24 @@ def _feed_forward(model: PreTrainedModel, architecture: Architecture, block: str
             raise UsageError(
                 f"model.source: {names[role]} is a {type(module).__name__}; only Linear and Conv1D can be constrained"
             )
-    activation = model.get_submodule(f"{block}.{architecture.activation}")
-    return FeedForward(block, names, activation=activation, gate=modules.pop("gate", None), **modules)
+    path, gate = f"{block}.{architecture.activation}", modules.pop("gate", None)
+    return FeedForward(block, names, activation=model.get_submodule(path), activation_path=path, gate=gate, **modules)
 
 
-def constrained_modules(model: PreTrainedModel, scope: str) -> dict[str, nn.Module]:
-    """Return the modules whose weight a scope constrains, by full path, first block first.
+def constrained_modules(model: PreTrainedModel, scope: str, layers: Layers | None = None) -> dict[str, nn.Module]:
+    """Return the modules whose weight a scope constrains (in the given blocks), by full path, first block first.
 
     Raises:
-        UsageError: unknown architecture, or a scope that matches nothing in it.
+        UsageError: unknown architecture, a scope that matches nothing in it, or a block that is not there.
     """
-    architecture = architecture_of(model.config.model_type)
-    paths = projections_of(architecture, scope)
+    architecture, networks = architecture_of_model(model), feed_forwards(model, layers)
     return {
         name: model.get_submodule(name)
-        for f in feed_forwards(model)
-        for path in paths
-        for name in [f"{f.block}.{path}"]
+        for stack in architecture.stacks
+        for network in networks
+        if network.block.startswith(f"{stack.blocks}.")
+        for path in projections_of(stack, scope)
+        for name in [f"{network.block}.{path}"]
     }
 
 
@@ -112,6 +133,12 @@ def probe_tokens(model: PreTrainedModel, generator: torch.Generator | None = Non
     generator = generator or torch.Generator().manual_seed(0)
     length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
     return torch.randint(model.config.vocab_size, (2, length), generator=generator).to(model.device)
+
+
+def probe_logits(model: PreTrainedModel, tokens_BT: Tensor) -> Tensor:
+    """Return the logits of a plain forward pass; both sides of an encoder-decoder read the tokens."""
+    decoded = {"decoder_input_ids": tokens_BT} if model.config.is_encoder_decoder else {}
+    return model(tokens_BT, **decoded, use_cache=False).logits
 
 
 def in_eval_mode(model: PreTrainedModel, run: Callable[[], Tensor]) -> Tensor:

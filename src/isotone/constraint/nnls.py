@@ -1,17 +1,21 @@
 """Layer-wise non-negative least squares: the start that keeps most of a model where the constraint binds.
 
-Block after block, in the order of the computation, each constrained matrix is fitted to what the original one put out:
+Block after block, in the order of the computation, each constrained matrix is fitted to what the original did there:
 
     min Σ ‖W x + b − y‖² over the calibration tokens, W ≥ 0, b free where the module has a bias (none otherwise)
 
-y is what the module puts out in the original model, x what it reads at the same token in the model that is being made,
-behind everything fitted before it: a fit corrects what the ones before it left over, as far as its input still tells,
-and the second projection sees the hidden units that it will have. Only sums of products are kept, never activations:
-memory is that of the Gram matrix of the widest input. Shapes: T tokens, n inputs and m outputs of a matrix.
+x is what the module reads in the model that is being made, behind everything fitted before it; y is what the *original*
+network makes of that same input: its pre-activations for the first projection, its output for the second, which so
+answers for what the new hidden units lack. With inputs of the original model, every block but the first would be fitted
+to a stream that it never sees; with targets from the original model's stream, to errors that its input no longer tells
+of, and would put out little but means. docs/constraints.md has the measurement.
+
+Only sums of products are kept, never activations: memory is that of the Gram matrix of the widest input. Shapes: T
+tokens, n inputs and m outputs of a matrix.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.calibration import read
-from isotone.constraint.feed_forward import FeedForward, bias_of, matrix
+from isotone.constraint.feed_forward import FeedForward, affine, bias_of, matrix
+from isotone.pairs import PairLayout
 
 TOLERANCE = 1e-3
 """Largest correlation of a free input with what is left over, as a share of the target's size, at which a fit ends."""
@@ -53,40 +58,49 @@ class Fit:
 
 @torch.no_grad()
 def nnls(
-    model: PreTrainedModel, networks: Sequence[FeedForward], constrained: dict[str, nn.Module], rows_NL: Tensor
+    model: PreTrainedModel,
+    networks: Sequence[FeedForward],
+    constrained: dict[str, nn.Module],
+    rows_NL: Tensor,
+    pairs: PairLayout | None = None,
 ) -> dict[str, Fit]:
     """Fit the modules of ``constrained`` in place, and their biases; return how well, by full path.
 
-    The original is copied for as long as this takes. Rows are read one by one, in order, so that the result is the same
-    whenever kernels and threads are.
+    Rows are read one by one, in order, so that the result is the same whenever kernels and threads are.
 
     Args:
         model: any language model of the table.
-        networks: all feed-forward networks, in the order of the computation.
+        networks: all feed-forward networks, in the order of the computation, with their original activations.
         constrained: the modules to fit, by full path.
         rows_NL: token ids of the calibration rows.
+        pairs: the model is an encoder-decoder and the rows are laid out so.
     """
-    original = copy.deepcopy(model)
     fits: dict[str, Fit] = {}
     for network in networks:
-        for stage in _stages(network, constrained):
-            products = {name: _Products(module) for name, module in stage.items()}
-            originals = {name: original.get_submodule(name) for name in stage}
+        original = copy.deepcopy(network)
+        for roles in _STAGES:
+            fitted = {r: constrained[network.names[r]] for r in roles if network.names.get(r) in constrained}
+            if not fitted:
+                continue
+            products = {role: _Products(module) for role, module in fitted.items()}
             for row_L in rows_NL:
-                targets = read(original, row_L[None], originals)
-                inputs = read(model, row_L[None], stage)
-                for name, sums in products.items():
-                    sums.add(inputs[name][0], targets[name][1])
-            fits |= {name: products[name].fit(module) for name, module in stage.items()}
+                found = read(model, row_L[None], {"up": network.up} | fitted, pairs)
+                inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
+                for role, sums in products.items():
+                    sums.add(inputs[role], _target(original, role, inputs))
+            fits |= {network.names[role]: sums.fit(fitted[role]) for role, sums in products.items()}
     return fits
 
 
-def _stages(network: FeedForward, constrained: dict[str, nn.Module]) -> list[dict[str, nn.Module]]:
-    """Return a network's constrained modules in the order of the computation; those that read the same are together."""
-    roles = (("attention_out",), ("gate", "up"), ("down",))
-    named = [[network.names[role] for role in stage if role in network.names] for stage in roles]
-    stages = [{name: constrained[name] for name in names if name in constrained} for names in named]
-    return [stage for stage in stages if stage]
+_STAGES = (("attention_out",), ("gate", "up"), ("down",))
+"""Roles in the order of the computation; those that read the same are fitted together."""
+
+
+def _target(original: FeedForward, role: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return what the original puts out (T, m) in the place of a module, on the inputs of the model being made."""
+    if role == "down":
+        return original(inputs["up"])
+    return affine(getattr(original, role), inputs[role])
 
 
 class _Products:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix, probe_tokens
+from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix, probe_logits, probe_tokens
 from isotone.constraint.tracing import Norm, stream_ignores_mean, trace_norms
 from isotone.errors import UsageError
 
@@ -58,10 +58,10 @@ def shift(
         )
     touched = _touched(model, norms, constrained)
     before = [p.clone() for p in touched]
-    logits = in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits.double())
+    logits = in_eval_mode(model, lambda: probe_logits(model, tokens_BT).double())
     try:
         _shift_all(model, networks, norms, constrained, [m for m, _ in writers], margin)
-        shifted = in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits.double())
+        shifted = in_eval_mode(model, lambda: probe_logits(model, tokens_BT).double())
         change = float((shifted - logits).abs().max())
         if not change <= _TOLERANCE[model.dtype] * max(1.0, float(logits.std())):
             raise UsageError(_refusal(f"it changed the logits of random tokens by {change:.2g}"))

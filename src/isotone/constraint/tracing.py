@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from isotone.constraint.architectures import NormKind
-from isotone.constraint.feed_forward import FeedForward, in_eval_mode
+from isotone.constraint.feed_forward import FeedForward, in_eval_mode, probe_logits
 from isotone.errors import UsageError
 
 
@@ -50,7 +50,7 @@ def trace_norms(model: PreTrainedModel, networks: Sequence[FeedForward], tokens_
     """
     trace = _Trace()
     with trace.recording(model):
-        in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits)
+        in_eval_mode(model, lambda: probe_logits(model, tokens_BT))
     return [_norm_before(trace, network) for network in networks]
 
 
@@ -151,7 +151,7 @@ def stream_ignores_mean(
     generator = torch.Generator().manual_seed(1)
 
     def forward() -> Tensor:
-        return model(tokens_BT, use_cache=False).logits.double()
+        return probe_logits(model, tokens_BT).double()
 
     def disturb(std: float) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def require_claimed_maps(model: PreTrainedModel, networks: Sequence[FeedForward]
         handles.append(network.up.register_forward_pre_hook(reading(network.block)))
         handles.append(network.down.register_forward_hook(written(network.block)))
     try:
-        in_eval_mode(model, lambda: model(tokens_BT, use_cache=False).logits)
+        in_eval_mode(model, lambda: probe_logits(model, tokens_BT))
     finally:
         for handle in handles:
             handle.remove()

@@ -36,8 +36,9 @@ class Assembly:
         separator: int | None,
         dtype: str,
         check: Callable[[], None],
+        pairs: bool = False,
     ):
-        """Find the near-duplicates; ``check`` is called now and then and may raise."""
+        """Find the near-duplicates; ``check`` is called now and then and may raise. Each of ``pairs`` is a row."""
         self._shards, self._length, self._separator, self._dtype, self._check = (
             shards,
             sequence_length,
@@ -49,6 +50,11 @@ class Assembly:
             np.concatenate([np.zeros(0, kind), *(shard.array(name) for shard in shards)])
             for name, kind in (("levels", np.uint8), ("num_tokens", np.int64), ("num_bytes", np.int64))
         )
+        self._sides = {
+            name: np.concatenate([shard.array(name) for shard in shards])
+            for name in ("sides", "whole_sides")
+            if pairs and shards
+        }
         self._starts = np.cumsum([0, *(len(shard.array("levels")) for shard in shards)])
         self._removed = near_duplicates(self._levels, Signatures(shards), check)
         self.hashes: dict[str, str] = {}
@@ -77,7 +83,21 @@ class Assembly:
             if split in ROW_SPLITS:
                 rows, left = divmod(self._stream_tokens(split), self._length)
                 found[split] |= {"rows": rows, "tokens_dropped": left}
+            if self._sides:
+                found[split] |= self._pair_counts(kept)
         return found
+
+    def _pair_counts(self, kept: np.ndarray) -> dict[str, int]:
+        """Return the tokens of pairs, padding left out, and how many were too long."""
+        sides, whole_sides = (array[kept] for array in self._sides.values())
+        source_cut, target_cut = (sides < whole_sides).sum(axis=0).tolist()
+        source_tokens, target_tokens = sides.sum(axis=0).tolist()
+        return {
+            "tokens": source_tokens + target_tokens,
+            "target_tokens": target_tokens,
+            "sources_cut": source_cut,
+            "targets_cut": target_cut,
+        }
 
     def near_duplicates(self) -> dict[str, Any]:
         """Return how many documents were removed from each split, and the names of the first of them."""
@@ -115,6 +135,7 @@ class Assembly:
                 "num_bytes": int(self._num_bytes[position]),
                 "num_tokens": int(self._num_tokens[position]),
                 "text": document["text"],
+                **({"target": document["target"]} if "target" in document else {}),
             }
             line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
             lines.append(lines[-1] + len(line))

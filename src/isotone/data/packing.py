@@ -15,7 +15,7 @@ from isotone.config import Data
 from isotone.data.assembly import Assembly
 from isotone.data.corpora import Corpus, open_corpus
 from isotone.data.packed import DATASET
-from isotone.data.shards import Recipe, Shard, read_into_shards
+from isotone.data.shards import PairRecipe, Recipe, Shard, read_into_shards
 from isotone.errors import UsageError
 from isotone.interruption import StopFlag
 
@@ -33,7 +33,7 @@ def prepare_data(
     tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     *,
-    max_context: int,
+    max_context: int | None,
     stop: StopFlag,
     progress: Callable[[int, str], None] | None = None,
     vocab_size: int | None = None,
@@ -41,20 +41,22 @@ def prepare_data(
     """Pack a corpus into a folder that ``open_packed`` opens; continue, or find it done, where an earlier call ended.
 
     A row's tokens are those of the split's documents in the order of the corpus, each after a separator (BOS, or else
-    EOS, where the tokenizer has one), cut every ``sequence_length`` tokens; the last, incomplete row is dropped.
+    EOS, where the tokenizer has one), cut every ``sequence_length`` tokens; the last, incomplete row is dropped. Of
+    pairs each is a row by itself (``isotone.pairs``), cut to fit where it is too long.
 
     Args:
         config: corpus, splits and packing.
         tokenizer: the model's tokenizer.
         folder: what is there of another corpus or another packing is replaced.
-        max_context: the model's context, in tokens.
+        max_context: the model's context, in tokens; None: unlimited.
         stop: read between batches of text.
         progress: told the documents read so far and, as text, the megabytes of them.
         vocab_size: rows of the model's embedding; the tokenizer's length unless given.
 
     Returns:
         What ``dataset.json`` holds: ``fingerprint``, ``source`` (with the exact commit of a hub data set),
-        ``settings``, ``sequence_length``, ``separator``, ``splits`` (counts), ``near_duplicates``, ``too_short``, …
+        ``settings``, ``sequence_length``, ``separator``, ``splits`` (counts), ``near_duplicates``, ``too_short``, …; of
+        pairs also ``pairs``: ``source`` and ``target`` (columns of a row), ``pad`` and ``eos``.
 
     Raises:
         UsageError: corpus, configuration, tokenizer and model do not fit together.
@@ -95,8 +97,10 @@ def separator_of(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
-def _recipe(config: Data, tokenizer: "PreTrainedTokenizerBase", max_context: int, vocab_size: int | None) -> Recipe:
-    if config.sequence_length > max_context:
+def _recipe(
+    config: Data, tokenizer: "PreTrainedTokenizerBase", max_context: int | None, vocab_size: int | None
+) -> Recipe:
+    if max_context is not None and not config.pairs and config.sequence_length > max_context:
         raise UsageError(
             f"data.sequence_length: rows of {config.sequence_length} tokens are longer than the model's context of "
             f"{max_context}; set it to {max_context} or less"
@@ -108,18 +112,35 @@ def _recipe(config: Data, tokenizer: "PreTrainedTokenizerBase", max_context: int
             f"model.source: the tokenizer knows token {largest}, but the model's vocabulary has {num_vocab} entries; "
             "use the tokenizer that belongs to the model"
         )
-    return Recipe(tokenizer, config.fractions, config.min_chars, num_vocab)
+    pairs = _pair_recipe(config, tokenizer) if config.pairs else None
+    return Recipe(tokenizer, config.fractions, config.min_chars, num_vocab, pairs)
+
+
+def _pair_recipe(config: Data, tokenizer: "PreTrainedTokenizerBase") -> PairRecipe:
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if pad is None or eos is None or pad == eos:
+        raise UsageError(
+            "model.source: rows of pairs need a tokenizer with a padding token and another EOS token, as T5's has; "
+            f"this one has pad_token_id {pad} and eos_token_id {eos}"
+        )
+    return PairRecipe((config.source_length, config.target_length), pad, eos, config.source_prefix)
 
 
 def _settings(config: Data, recipe: Recipe) -> dict[str, Any]:
     """Return what, beside the source, decides the packed bytes."""
+    of_pairs = {"source_field", "target_field", "source_prefix", "source_length", "target_length"}
+    shape = of_pairs if config.pairs else {"text_field", "sequence_length"}
     return {
         "format": FORMAT,
-        **config.model_dump(include={"text_field", "num_documents", "min_chars", "sequence_length", "fractions"}),
+        **config.model_dump(include={"num_documents", "min_chars", "fractions", *shape}),
         "tokenizer": hash_tokenizer(recipe.tokenizer),
-        "separator": separator_of(recipe.tokenizer),
+        "separator": _separator(recipe),
         "dtype": recipe.dtype,
     }
+
+
+def _separator(recipe: Recipe) -> int | None:
+    return None if recipe.pairs else separator_of(recipe.tokenizer)
 
 
 def _read_if_there(path: Path) -> dict[str, Any] | None:
@@ -159,23 +180,27 @@ def _publish(
     shards: list[Shard],
     stop: StopFlag,
 ) -> None:
-    separator = separator_of(recipe.tokenizer)
+    separator, pairs = _separator(recipe), recipe.pairs
     if not any(len(shard.array("levels")) for shard in shards):
         raise UsageError(f"data.source: {config.source} holds no text of {config.min_chars} characters or more")
-    assembly = Assembly(shards, config.sequence_length, separator, recipe.dtype, lambda: stop.check("packing the data"))
+    assembly = Assembly(
+        shards, config.row_length, separator, recipe.dtype, lambda: stop.check("packing the data"), pairs is not None
+    )
     splits = assembly.counts()
     _check_counts(splits, config)
     counts = [shard.counts() for shard in shards]
     summary = {
         **plan,
         "revision": corpus.revision,
-        "sequence_length": config.sequence_length,
+        "sequence_length": config.row_length,
         "separator": separator,
         "splits": splits,
         "near_duplicates": assembly.near_duplicates(),
         "documents_read": counts[-1]["documents_read"],
         "too_short": sum(c["too_short"] for c in counts),
     }
+    if pairs:
+        summary["pairs"] = {"source": pairs.lengths[0], "target": pairs.lengths[1], "pad": pairs.pad, "eos": pairs.eos}
 
     def description() -> Iterator[bytes]:  # produced last, when every hash is known
         content = {"source": plan["source"], "settings": plan["settings"], "files": assembly.hashes}
@@ -192,7 +217,7 @@ def _check_counts(splits: dict[str, dict[str, int]], config: Data) -> None:
         if split == "train" and not counts["rows"]:
             raise UsageError(
                 f"data.source: the train split of {config.source} has {counts['tokens']} tokens, less than one row of "
-                f"{config.sequence_length}; give more text or lower data.sequence_length"
+                f"{config.row_length}; give more text{'' if config.pairs else ' or lower data.sequence_length'}"
             )
         if config.fractions[split] and (not counts["documents"] or not counts.get("rows", 1)):
             raise UsageError(

@@ -7,8 +7,9 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,23 @@ _ALL_READ = "all-read.json"
 
 
 @dataclass(frozen=True)
+class PairRecipe:
+    """How a pair becomes a row: source, EOS, padding up to S tokens, then target, EOS, padding up to T.
+
+    Attributes:
+        lengths: S and T.
+        pad: id of the padding.
+        eos: id of EOS.
+        prefix: what is put before every source.
+    """
+
+    lengths: tuple[int, int]
+    pad: int
+    eos: int
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What decides, beside the corpus, what shards hold.
 
@@ -39,12 +57,14 @@ class Recipe:
         fractions: share of documents of each split.
         min_chars: shorter documents are left out.
         num_vocab: every token is below it.
+        pairs: how pairs become rows; None: documents are texts.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     fractions: dict[str, float]
     min_chars: int
     num_vocab: int
+    pairs: PairRecipe | None = None
 
     @property
     def dtype(self) -> str:
@@ -63,12 +83,14 @@ class Shard:
 
         Args:
             name: ``tokens`` of all documents, one after the other; or, with an entry for each document, ``levels``
-                (position of its split in ``SPLITS``), ``num_tokens``, ``num_bytes`` or ``signatures``.
+                (position of its split in ``SPLITS``), ``num_tokens``, ``num_bytes`` or ``signatures``; of pairs, whose
+                tokens are rows and whose bytes are those of what is kept of the target, also ``sides`` [n, 2] and
+                ``whole_sides``: tokens of source and target, as they are kept and as they were.
         """
         return np.load(self.folder / f"{name}.npy", allow_pickle=False)
 
     def documents(self) -> list[dict[str, Any]]:
-        """Return each document's ``id`` and, where it is held out, ``text``."""
+        """Return each document's ``id`` and, where it is held out, ``text`` and, of a pair, ``target``."""
         return [json.loads(line) for line in (self.folder / "documents.jsonl").read_bytes().splitlines()]
 
     def counts(self) -> dict[str, int]:
@@ -122,7 +144,7 @@ def read_into_shards(
         arrays, kept = _pack(documents, recipe, stop)
         files = {f"{name}.npy": _npy(array) for name, array in arrays.items()}
         files["documents.jsonl"] = "".join(
-            json.dumps({"id": d.id, **({"text": d.text} if level else {})}) + "\n"
+            json.dumps({"id": d.id, **(_texts(d) if level else {})}) + "\n"
             for d, level in zip(kept, arrays["levels"], strict=True)
         ).encode()
         counts = {"documents_read": num_read, "too_short": len(documents) - len(kept)}
@@ -134,6 +156,10 @@ def read_into_shards(
             progress(num_read, f"{num_bytes / 1e6:.0f} MB of text")
     records.write_json(folder / _ALL_READ, {"documents_read": num_read})
     return shards
+
+
+def _texts(document: Document) -> dict[str, str]:
+    return {"text": document.text, **({} if document.target is None else {"target": document.target})}
 
 
 def _intact_shards(folder: Path) -> list[Shard]:
@@ -159,7 +185,7 @@ def _groups(documents: Iterator[Document], num_chars: int) -> Iterator[list[Docu
     size = 0
     for document in documents:
         group.append(document)
-        size += len(document.text)
+        size += len(document.text) + len(document.target or "")
         if size >= num_chars:
             yield group
             group, size = [], 0
@@ -172,37 +198,84 @@ def _pack(
 ) -> tuple[dict[str, np.ndarray], list[Document]]:
     """Return a shard's arrays and the documents in it."""
     kept, tokens = [], [np.zeros(0, recipe.dtype)]
-    long_enough = (d for d in documents if len(d.text) >= recipe.min_chars and not d.text.isspace())
+    sides, whole_sides, num_bytes = [], [], []
+    long_enough = (
+        d
+        for d in documents
+        if len(d.text) >= recipe.min_chars and not d.text.isspace() and (d.target is None or d.target.strip())
+    )
     for batch in _groups(long_enough, _BATCH_CHARS):
         stop.check("packing the data")
-        for document, ids in zip(batch, _tokenize(batch, recipe), strict=True):
-            if len(ids):
+        encoded = _tokenize(batch, recipe) if recipe.pairs is None else _tokenize_pairs(batch, recipe, recipe.pairs)
+        for document, found in zip(batch, encoded, strict=True):
+            if len(found.ids):
                 kept.append(document)
-                tokens.append(ids)
+                tokens.append(found.ids)
+                sides.append(found.sides)
+                whole_sides.append(found.whole_sides)
+                num_bytes.append(found.num_bytes)
     signatures = [np.zeros((0, 128), np.uint32)]
+    signature = lru_cache(1)(minhash)  # documents of a group follow each other
     for document in kept:
         stop.check("packing the data")
-        signatures.append(minhash(document.text)[None])
-    levels = [SPLITS.index(assign_split(d.text, recipe.fractions)) for d in kept]
+        signatures.append(signature(document.group or document.text)[None])
+    levels = [SPLITS.index(assign_split(d.group or d.text, recipe.fractions)) for d in kept]
     arrays = {
         "tokens": np.concatenate(tokens),
         "levels": np.array(levels, np.uint8),
         "num_tokens": np.array([len(ids) for ids in tokens[1:]], np.int64),
-        "num_bytes": np.array([len(d.text.encode()) for d in kept], np.int64),
+        "num_bytes": np.array(num_bytes, np.int64),
         "signatures": np.concatenate(signatures),
     }
+    if recipe.pairs is not None:
+        arrays["sides"], arrays["whole_sides"] = (
+            np.array(counts, np.int64).reshape(-1, 2) for counts in (sides, whole_sides)
+        )
     return arrays, kept
 
 
-def _tokenize(documents: Sequence[Document], recipe: Recipe) -> Iterator[np.ndarray]:
+class _Encoded(NamedTuple):
+    """A document's tokens (a pair's row), and the bytes of text that its losses are of."""
+
+    ids: np.ndarray
+    num_bytes: int
+    sides: tuple[int, ...] = ()
+    whole_sides: tuple[int, ...] = ()
+
+
+def _tokenize(documents: Sequence[Document], recipe: Recipe) -> Iterator[_Encoded]:
     encoded = tokenize([d.text for d in documents], recipe.tokenizer)
     for document, ids in zip(documents, encoded, strict=True):
-        if ids and max(ids) >= recipe.num_vocab:
-            raise UsageError(
-                f"model.source: the tokenizer gives token {max(ids)} (in document {document.id}), but the model's "
-                f"vocabulary has {recipe.num_vocab} entries; use the tokenizer that belongs to the model"
-            )
-        yield np.array(ids, recipe.dtype)
+        _require_known(ids, document, recipe)
+        yield _Encoded(np.array(ids, recipe.dtype), len(document.text.encode()))
+
+
+def _tokenize_pairs(documents: Sequence[Document], recipe: Recipe, pairs: PairRecipe) -> Iterator[_Encoded]:
+    sources = tokenize([pairs.prefix + d.text for d in documents], recipe.tokenizer)
+    targets = tokenize([d.target or "" for d in documents], recipe.tokenizer)
+    for document, *both in zip(documents, sources, targets, strict=True):
+        row, sides, whole_sides = [], [], []
+        for ids, length in zip(both, pairs.lengths, strict=True):
+            _require_known(ids, document, recipe)
+            text = [i for i in ids if i not in (pairs.pad, pairs.eos)]  # a text that says "<pad>" is not padding
+            side = [*text[: length - 1], pairs.eos]
+            row += [*side, *[pairs.pad] * (length - len(side))]
+            sides.append(len(side))
+            whole_sides.append(len(text) + 1)
+        target = document.target or ""
+        if sides[1] < whole_sides[1]:
+            first = pairs.lengths[0]
+            target = str(recipe.tokenizer.decode(row[first : first + sides[1] - 1]))
+        packed = np.array(row if min(whole_sides) > 1 else [], recipe.dtype)
+        yield _Encoded(packed, len(target.encode()), tuple(sides), tuple(whole_sides))
+
+
+def _require_known(ids: Sequence[int], document: Document, recipe: Recipe) -> None:
+    if ids and max(ids) >= recipe.num_vocab:
+        raise UsageError(
+            f"model.source: the tokenizer gives token {max(ids)} (in document {document.id}), but the model's "
+            f"vocabulary has {recipe.num_vocab} entries; use the tokenizer that belongs to the model"
+        )
 
 
 def tokenize(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

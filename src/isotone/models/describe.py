@@ -1,11 +1,12 @@
 """What can be said about a model from its configuration alone, without torch: sizes for plans and checks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isotone import records
-from isotone.constraint.architectures import ARCHITECTURES
+from isotone.constraint.architectures import ARCHITECTURES, row_name
 from isotone.errors import UsageError
 from isotone.models.sources import Source, one_line, resolve_source
 
@@ -23,9 +24,12 @@ class ModelDescription:
     hidden_size: int
     intermediate_size: int
     num_layers: int
+    """Blocks; of an encoder-decoder, those of both."""
     num_heads: int
     tied_embeddings: bool
     activation: str | None
+    encoder_decoder: bool = False
+    """Whether it reads a source and writes a target."""
 
 
 def describe(source: str, *, revision: str | None = None, gguf_file: str | None = None) -> ModelDescription:
@@ -65,6 +69,8 @@ def _from_config(at: Source, config: dict[str, Any]) -> ModelDescription:
         return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
 
     model_type = str(config.get("model_type"))
+    if model_type == "t5":
+        return _from_t5(config, size)
     hidden, layers = size("hidden_size", "n_embd", "n_embed"), size("num_hidden_layers", "n_layer")
     intermediate = optional("intermediate_size", "ffn_dim", "n_inner") or 4 * hidden
     heads, vocabulary = size("num_attention_heads", "n_head"), size("vocab_size")
@@ -86,6 +92,33 @@ def _from_config(at: Source, config: dict[str, Any]) -> ModelDescription:
     )
     return ModelDescription(
         model_type, parameters, vocabulary, context, hidden, intermediate, layers, heads, tied, activation
+    )
+
+
+def _from_t5(config: dict[str, Any], size: Callable[..., int]) -> ModelDescription:
+    """Return the sizes of a T5, whose positions are relative and unlimited."""
+    hidden, inner, vocabulary = size("d_model"), size("num_heads") * size("d_kv"), size("vocab_size")
+    projection = str(config.get("feed_forward_proj", "relu"))
+    encoder = size("num_layers")
+    decoder = config.get("num_decoder_layers") or encoder
+    network = hidden * size("d_ff") * (3 if ARCHITECTURES[row_name("t5", projection)].gated else 2)
+    tied = bool(config.get("tie_word_embeddings", True))
+    return ModelDescription(
+        "t5",
+        vocabulary * hidden * (1 if tied else 2)
+        + 2 * size("num_heads") * int(config.get("relative_attention_num_buckets", 32))
+        + encoder * (4 * hidden * inner + network)
+        # a decoder block has a second attention, to the encoder
+        + decoder * (8 * hidden * inner + network),
+        vocabulary,
+        None,
+        hidden,
+        size("d_ff"),
+        encoder + decoder,
+        size("num_heads"),
+        tied,
+        projection,
+        encoder_decoder=True,
     )
 
 

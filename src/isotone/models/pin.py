@@ -25,7 +25,8 @@ def pin_model(model: Model) -> dict[str, Any]:
 
     Returns:
         ``source``, ``revision`` (the commit; None where local), ``files`` (name → SHA-256), and the sizes that other
-        parts need: ``model_type``, ``vocab_size``, ``context``, ``num_parameters``.
+        parts need: ``model_type``, ``vocab_size``, ``context``, ``num_parameters``; ``encoder_decoder`` where it is
+        one.
 
     Raises:
         UsageError: the model cannot be fetched or read.
@@ -43,6 +44,7 @@ def pin_model(model: Model) -> dict[str, Any]:
         "vocab_size": sizes.vocab_size,
         "context": sizes.context,
         "num_parameters": sizes.num_parameters,
+        **({"encoder_decoder": True} if sizes.encoder_decoder else {}),  # no key in the pins of causal models
     }
 
 

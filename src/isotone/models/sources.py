@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer from any source, and refuse in one line what cannot be loaded."""
+"""Load a language model and its tokenizer from any source, and refuse in one line what cannot be loaded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
     from isotone.config import Model
 
-POCKET = Path(__file__).parent / "pocket"
-"""The bundled model."""
+BUNDLED = {
+    name: Path(__file__).parent / name.replace("-", "_")
+    for name in ("pocket", "pocket-t5", "pocket-arcee", "pocket-gated")
+}
+"""The bundled models' folders, by the name that ``model.source`` gives them."""
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -38,15 +41,17 @@ class Source:
 
 
 def resolve_source(source: str, gguf_file: str | None = None) -> Source:
-    """Tell ``pocket``, a folder, a GGUF file and a name on the hub apart.
+    """Tell bundled models, a folder, a GGUF file and a name on the hub apart.
 
     Raises:
         UsageError: a path that is not there, a folder without config.json, or something that is no model.
     """
-    if source == "pocket":
-        if not (POCKET / "config.json").is_file():
-            raise UsageError("model.source: the bundled model is missing from this installation; install isotone again")
-        return Source(source, str(POCKET), None, True)
+    if (bundled := BUNDLED.get(source)) is not None:
+        if not (bundled / "config.json").is_file():
+            raise UsageError(
+                f"model.source: the bundled model {source} is missing from this installation; install isotone again"
+            )
+        return Source(source, str(bundled), None, True)
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -76,11 +81,11 @@ def load_model(
     dropout: float | None = None,
     pin: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model, in eval mode, without a key-value cache.
+    """Load a language model, causal or encoder-decoder as its configuration says, in eval mode, without a cache.
 
     Args:
-        source: ``pocket``, a folder, a ``*.gguf`` file, or a name on the hub; or the ``model`` part of an experiment,
-            which brings its own values for the arguments of the same names.
+        source: ``pocket`` or another bundled model, a folder, a ``*.gguf`` file, or a name on the hub; or the
+            ``model`` part of an experiment, which brings its own values for the arguments of the same names.
         revision: branch, tag or commit on the hub.
         gguf_file: name of the GGUF file inside the folder or hub repository.
         dtype: of the weights; float32 unless given, ``"auto"`` keeps what is stored.
@@ -106,7 +111,9 @@ def load_model(
             dropout=dropout,
         )
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from isotone.constraint.replacement import replace_activation, take_mark
 
     at = resolve_source(source, gguf_file)
     if at.local and not allow_pickle and at.gguf_file is None:
@@ -116,7 +123,9 @@ def load_model(
         config = AutoConfig.from_pretrained(at.location, **common)
         if dropout is not None:
             _set_dropout(config, dropout)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        mark = take_mark(config)
+        family: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        loaded: Any = family.from_pretrained(
             at.location,
             config=config,
             dtype=torch.float32 if dtype is None else dtype,
@@ -127,6 +136,8 @@ def load_model(
         )
     model, loading = loaded
     _require_whole(at, model, loading)
+    if mark is not None:
+        replace_activation(model, mark["name"], mark["layers"])
     model.config.use_cache = False
     return model.eval()
 
@@ -194,7 +205,15 @@ def refuse_pickles(at: Source) -> None:
 
 
 def _set_dropout(config: Any, dropout: float) -> None:
-    for key in ("dropout", "hidden_dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
+    for key in (
+        "dropout",
+        "dropout_rate",
+        "hidden_dropout",
+        "attention_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+    ):
         if isinstance(getattr(config, key, None), int | float):
             setattr(config, key, dropout)
 

@@ -72,8 +72,11 @@ def start_constrained(
         parametrization,
         initialization,
         calibration_rows_NL=_calibration_rows(context, config) if is_fitted else None,
+        pairs=open_packed(context.run.data).pairs,
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
+        layers=config.layers,
+        activation=config.activation,
         weights_follow=weights_follow,
     )
     if not config.enforce:

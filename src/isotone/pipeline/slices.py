@@ -98,6 +98,7 @@ def _matched(experiment: Experiment, arm: str) -> dict[str, Any]:
     found: dict[str, Any] = {"matched_loss": _given(matched)}
     if matched.by == "noise" and target:
         found["scope"] = target.scope
+        found |= {"layers": target.layers} if target.layers is not None else {}
     if matched.by == "undertrained":
         found |= _training(experiment, config.start)
     return found

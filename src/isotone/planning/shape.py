@@ -10,6 +10,7 @@ from typing import Any
 from isotone import records
 from isotone.config import Model
 from isotone.constraint.architectures import ARCHITECTURES
+from isotone.constraint.layers import Layers, resolve_layers
 from isotone.errors import UsageError
 from isotone.models.sources import Source, resolve_source
 
@@ -98,8 +99,8 @@ class ModelShape:
         """All parameters, each once."""
         return self.layers * (self.layer_weights + self._layer_vectors) + self._outside
 
-    def constrained(self, scope: str) -> int:
-        """Return how many weights a scope constrains; 0 where it has nothing here."""
+    def constrained(self, scope: str, layers: Layers | None = None) -> int:
+        """Return how many weights a scope constrains in the given blocks; 0 where it has nothing here."""
         up = self.hidden * self.intermediate
         sizes = {
             "mlp_in": up,
@@ -108,7 +109,7 @@ class ModelShape:
             "gated_updown": 2 * up,
             "gated_all": 3 * up,
         }
-        return self.layers * sizes[scope]
+        return len(resolve_layers(layers, self.layers)) * sizes[scope]
 
     @property
     def _layer_vectors(self) -> int:

@@ -58,7 +58,7 @@ class Sizes:
             return 0
         if constraint.parametrization is None and constraint.recipe == "recommended" and not self.shape.layer_norm:
             return 0  # projection, too
-        return self.shape.constrained(constraint.scope)
+        return self.shape.constrained(constraint.scope, constraint.layers)
 
     def weight_bytes(self, recipe: Training) -> int:
         """Return the bytes of all weights as they are trained and saved."""

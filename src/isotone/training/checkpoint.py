@@ -278,10 +278,12 @@ def describe_constraint(constraint: Any) -> dict[str, Any] | None:
     """Return what a checkpoint says about the constraint that its masters belong to."""
     if constraint is None:
         return None
+    layers = {} if constraint.layers is None else {"layers": list(constraint.layers)}
     return {
         "scope": constraint.scope,
         "parametrization": constraint.parametrization,
         "initialization": constraint.initialization,
+        **layers,
     }
 
 

@@ -22,6 +22,7 @@ from isotone.config import Training
 from isotone.determinism import seed_streams
 from isotone.errors import IsotoneError, UsageError
 from isotone.interruption import StopFlag
+from isotone.pairs import PairLayout
 from isotone.scoring import token_nll
 from isotone.training.batches import Batches, Rows
 from isotone.training.budget import Budget
@@ -50,7 +51,7 @@ class Trainer:
     """Trains one arm from its newest checkpoint to its target, or until it is told to stop.
 
     Args:
-        model: a causal language model of transformers, on its device; trained in place.
+        model: a language model of transformers, on its device; trained in place.
         data: packed rows.
         recipe: the arm's training values.
         constraint: the model's constraint, or None.
@@ -65,6 +66,8 @@ class Trainer:
         progress: called after every step with the step and a short text.
         team: the processes that share the work, each with a trainer of its own; this one alone unless given.
         edit: returns what the model reads in the place of a step's rows, which stay the labels; None: the rows.
+        pairs: the model is an encoder-decoder and the rows are laid out so; the loss is the mean over a step's target
+            tokens, whatever micro-batches and processes they are in.
 
     Raises:
         UsageError: the data has fewer rows than one effective batch, or the processes cannot share one evenly.
@@ -88,10 +91,12 @@ class Trainer:
         progress: Callable[[int, str], None] | None = None,
         team: Team = ALONE,
         edit: Callable[[Tensor, int], Tensor] | None = None,
+        pairs: PairLayout | None = None,
     ):
         self.model, self.recipe, self.constraint, self.seed = model, recipe, constraint, seed
         self.team, self.stop = team, team.stop_flag(stop)
         self.budget, self.autocast, self.progress, self.edit = budget or Budget(), autocast, progress, edit
+        self.pairs = pairs
         self.batches = Batches(data, recipe, seed)
         self.batches.require_shares(team.size)
         self.total_steps = self.batches.total_steps
@@ -210,7 +215,7 @@ class Trainer:
         """
         self._forget_gradients()
         ids_BL = self.batches.at(self.step)
-        num_labels = ids_BL.shape[0] * (ids_BL.shape[1] - 1)
+        num_labels = self._num_labels(ids_BL)
         read_BL = self.edit(ids_BL, self.step) if self.edit else ids_BL
         both = [self.team.share_of(each).to(self.device).split(self.micro_batch.rows) for each in (read_BL, ids_BL)]
         parts = list(zip(*both, strict=True))
@@ -220,12 +225,22 @@ class Trainer:
                 return None
             seed_streams(self.seed, "train", self.step, number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                part_loss = token_nll(self.model, part_BL, labels_BL=labels_BL).sum() / num_labels
+                part_loss = self._nll(part_BL, labels_BL).sum() / num_labels
             self.micro_batch.watch()  # here activations are in memory
             part_loss.backward()
             loss += part_loss.detach()
         self.team.agree()
         return loss
+
+    def _nll(self, read_BL: Tensor, labels_BL: Tensor | None = None) -> Tensor:
+        """Return the loss of every label [B, T]; that of a pair's padding is 0, and columns of it are left out."""
+        if self.pairs is None:
+            return token_nll(self.model, read_BL, labels_BL=labels_BL)
+        layout, read_BL = self.pairs.trimmed(read_BL)
+        return token_nll(self.model, read_BL, pairs=layout)  # nothing edits a target
+
+    def _num_labels(self, ids_BL: Tensor) -> int:
+        return ids_BL.shape[0] * (ids_BL.shape[1] - 1) if self.pairs is None else self.pairs.num_scored(ids_BL)
 
     def _apply_gradients(self, loss: Tensor) -> None:
         """Make the optimizer's step; a lack of memory is not met here, for its state is allocated beforehand."""
@@ -308,14 +323,14 @@ class Trainer:
                 if not is_counted:  # all processes compute as often, and one row must do where none is left
                     rows_BL = self.validation_rows_NL[:1].astype(np.int64)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                    nll_BT = token_nll(self.model, torch.from_numpy(rows_BL).to(self.device))
+                    nll_BT = self._nll(torch.from_numpy(rows_BL).to(self.device))
                 total += nll_BT.cpu().double().sum().item() if is_counted else 0.0
             self.team.agree()
             total = self.team.total(torch.tensor(total, dtype=torch.float64)).item()
         finally:
             self.model.train()
-        num_rows, length = self.validation_rows_NL.shape
-        self.history.append({"step": self.step, "nll": total / (num_rows * (length - 1))})
+        num_labels = self._num_labels(torch.from_numpy(self.validation_rows_NL.astype(np.int64)))
+        self.history.append({"step": self.step, "nll": total / num_labels})
         self._record(validation_nll=self.history[-1]["nll"])
         self._took("validation", began)
         return True

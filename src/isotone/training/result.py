@@ -17,7 +17,7 @@ class TrainResult:
         best_step: step of the lowest validation loss; None before the first validation.
         best_validation_nll: nats per token.
         checkpoints: names of the folders ``last`` and ``best``.
-        tokens: training tokens read, by all processes.
+        tokens: training tokens read, by all processes; of pairs, with the padding of their rows.
         micro_batches: changes of the micro-batch, with step and reason.
     """
 

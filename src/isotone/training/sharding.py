@@ -32,7 +32,7 @@ from isotone.training.distributed import Team
 def shard(model: nn.Module, constraint: Any, team: Team) -> None:
     """Divide a model's parameters, and the masters of its constraint, over the processes (FSDP2, 2304.11277).
 
-    Each decoder block is gathered when it computes and divided again behind it. Gradients are summed, not averaged.
+    Each block is gathered when it computes and divided again behind it. Gradients are summed, not averaged.
 
     Args:
         model: changed in place; the same in all processes.
@@ -41,8 +41,12 @@ def shard(model: nn.Module, constraint: Any, team: Team) -> None:
     """
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (team.size,))
-    architecture: Any = ARCHITECTURES.get(getattr(getattr(model, "config", None), "model_type", ""))
-    blocks: Any = model.get_submodule(architecture.blocks) if architecture else []
+    architecture = ARCHITECTURES.get(getattr(getattr(model, "config", None), "model_type", ""))  # a gate moves no block
+    blocks = [
+        b
+        for stack in (architecture.stacks if architecture else ())
+        for b in model.get_submodule(stack.blocks).children()
+    ]
     for module in (*blocks, model):  # a root that stays whole after validation would hide its shards
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for module in model.modules():

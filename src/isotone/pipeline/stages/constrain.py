@@ -41,6 +41,7 @@ def run(context: Context) -> list[Path]:
             "scope": constraint.scope,
             "parametrization": constraint.parametrization,
             "initialization": constraint.initialization,
+            **({} if constraint.layers is None else {"layers": list(constraint.layers)}),
             "constrained_weights": list(constraint.names),
             "certificate": certificate,
             **({"fits": {name: asdict(fit) for name, fit in constraint.fits.items()}} if constraint.fits else {}),

@@ -119,7 +119,8 @@ def _noise(context: Context, matched: MatchedLoss, model: PreTrainedModel, measu
     constraint = context.experiment.arms[matched.to].constraint
     scope = matched.scope or (constraint.scope if constraint else None)
     assert scope is not None  # the schema demands it
-    noise = Noise(model, scope, context.seed, matched.draw)
+    layers = constraint.layers if constraint and not matched.scope else None
+    noise = Noise(model, scope, context.seed, matched.draw, layers)
     return _Found(model, _bisected(context, noise, model, measure, target), {"scope": scope})
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from isotone import records
+from isotone.config import Data
 from isotone.data import prepare_data
 from isotone.errors import UsageError
 from isotone.models import load_tokenizer, pin_model
@@ -27,6 +28,7 @@ def run(context: Context) -> list[Path]:
             f"bring them back, or start over with --only setup --fresh"
         )
     records.write_json(context.run.pinned_model, pin)
+    _require_fitting_data(config.data, bool(pin.get("encoder_decoder")))
     tokenizer = load_tokenizer(config.model, pin=pin)
     with context.progress(config.data.num_documents or 1, "document") as bar:
         prepare_data(
@@ -41,6 +43,19 @@ def run(context: Context) -> list[Path]:
         )
     records.write_json(settings_file, settings)  # last: a mistyped setting that failed binds nobody
     return [context.run.pinned_model, *sorted(p for p in context.run.data.iterdir() if p.is_file())]
+
+
+def _require_fitting_data(data: Data, encoder_decoder: bool) -> None:
+    if encoder_decoder and not data.pairs:
+        raise UsageError(
+            "data.source_field: the model is an encoder-decoder and reads pairs; give source_field and target_field, "
+            "or two text files as source and target_file, or source: bible-pairs"
+        )
+    if data.pairs and not encoder_decoder:
+        raise UsageError(
+            "data: these are pairs of source and target, and the model is no encoder-decoder; give one text "
+            "(text_field), or a model such as T5"
+        )
 
 
 def _require_same_settings(context: Context, settings: dict[str, Any], path: Path) -> None:

@@ -39,6 +39,7 @@ def run(context: Context) -> list[Path]:
         autocast=recipe.precision == "bf16",
         team=context.team,
         edit=random_prefix(context, context.arm_name, model),
+        pairs=data.pairs,
     )
     if context.team.is_first:
         with context.progress(trainer.total_steps, "step") as bar:
