@@ -272,7 +272,7 @@ def after_first_flip(rows_by_arm: Mapping[str, Sequence[Row]]) -> dict[str, Quan
 
     Scored are S_d = {t > max_a first_a(d)} minus the union over arms of edited positions, fixed after all arms were
     attacked; an arm that left a document as it was has no first edit. Where S_d is empty, or an arm has no figures, the
-    document is missing for all.
+    document is missing for all. Of a pair, whose source alone is edited, S_d is the whole target.
     """
     by_arm = {arm: {row["id"]: row for row in rows} for arm, rows in rows_by_arm.items()}
     values: dict[str, dict[str, tuple[float, float]]] = {arm: {} for arm in by_arm}
@@ -282,18 +282,25 @@ def after_first_flip(rows_by_arm: Mapping[str, Sequence[Row]]) -> dict[str, Quan
             continue
         edited = [{edit[0] for edit in row["edits"]} for row in of_arms.values()]
         firsts = [min(positions) for positions in edited if positions]
-        num_tokens = len(next(iter(of_arms.values()))["clean_ids"])
-        scored = sorted(set(range(max(firsts) + 1, num_tokens)).difference(*edited)) if firsts else []
+        row = next(iter(of_arms.values()))
+        first_label = first_label_of(row)
+        end = first_label + len(row["context_clean_nll"]) + len(row["clean_nll"])
+        scored = sorted(set(range(max(*firsts, first_label - 1) + 1, end)).difference(*edited)) if firsts else []
         if not scored:
             continue
         for arm, row in of_arms.items():
-            clean = row["context_clean_nll"] + row["clean_nll"]  # token t at t − 1
+            clean = row["context_clean_nll"] + row["clean_nll"]  # token t at t − first_label
             attacked = row["context_attacked_nll"] + row["attacked_nll"]
-            nats = math.fsum(attacked[t - 1] - clean[t - 1] for t in scored)
+            nats = math.fsum(attacked[t - first_label] - clean[t - first_label] for t in scored)
             values[arm][document] = (nats, len(scored))
     return {
         arm: _quantity(rows_by_arm[arm], "delta_nll", AFTER_FIRST_FLIP, PER_TOKEN, values[arm]) for arm in rows_by_arm
     }
+
+
+def first_label_of(row: Row) -> int:
+    """Return the position of the first token that has a loss in an attack's row: in a text the second one."""
+    return int(row.get("first_label", 1))
 
 
 def _with_tenth(row: Row, budget_tokens: int) -> float:

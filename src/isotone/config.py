@@ -148,6 +148,34 @@ class Constraint(Part):
         return self
 
 
+class Distill(Part):
+    """Distillation from the model that an arm starts from, as it is before its constraint, in the first steps.
+
+    Shares are of all steps; what remains trains on the plain loss. An arm that starts at random learns from the
+    pretrained model.
+    """
+
+    blocks: Share = 0.0
+    """Share in which the states after each block are matched; comes first."""
+    logits: Share = 0.0
+    """Share in which the predictions are matched; follows."""
+    weight: Annotated[Number, Field(gt=0, le=1)] = 0.5
+    """Weight of what is matched; the plain loss has the rest."""
+    temperature: Positive = 1.0
+    """Divides both sides' logits where predictions are matched."""
+
+    @property
+    def share(self) -> Fraction:
+        """Share of all steps in which something is distilled."""
+        return Fraction(str(self.blocks)) + Fraction(str(self.logits))
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "Distill":
+        if self.share > 1:
+            raise ValueError(f"blocks: {self.blocks:g} and logits: {self.logits:g} are more than all steps")
+        return self
+
+
 class Training(Part):
     """One recipe of training; an arm may override single values of it."""
 
@@ -192,6 +220,8 @@ class Training(Part):
     random_prefix: Share = 0.0
     """Share of a row's attackable prefix (tokens 1…P−1 of ``attacks.protocol``) that the model reads as random
     admissible tokens, other ones in every step; the labels stay the true ones."""
+    distill: Distill = Distill()
+    """Learn from the model before its constraint first; off unless a share is given."""
 
 
 class ArmTraining(Part):
@@ -204,6 +234,7 @@ class ArmTraining(Part):
     warmup: Share | None = None
     weight_decay: NonNegative | None = None
     random_prefix: Share | None = None
+    distill: Distill | None = None
 
 
 class MatchedLoss(Part):
@@ -609,7 +640,8 @@ class Experiment(Part):
 
     def training_of(self, arm: str) -> Training:
         """Return the training recipe of an arm: the experiment's, with what the arm overrides."""
-        return self.training.model_copy(update=self.arms[arm].training.model_dump(exclude_none=True))
+        given = self.arms[arm].training
+        return self.training.model_copy(update={k: v for k, v in given if v is not None})
 
 
 def epochs_as_fraction(epochs: float) -> Fraction:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from isotone.comparisons import Row
+from isotone.comparisons import Row, first_label_of
 from isotone.evidence import AttackKey, Column, tables
 from isotone.statistics import DETECTABLE, Estimate, linearized_estimate, ratio_estimate
 
@@ -96,7 +96,8 @@ def accounts(rows: Sequence[Row], published_success: float) -> dict[str, Account
     """Return the published accounting of each document, from the losses of all its tokens.
 
     Args:
-        rows: of one attack and variant; token t's loss stands at t − 1 of context and scored losses together.
+        rows: of one attack and variant; token t's loss stands at t − 1 of context and scored losses together, and of a
+            pair, whose labels nobody edits, the target's losses stand there.
         published_success: share of the clean loss.
     """
     return {row["id"]: _account(row, published_success) for row in rows if row["status"] == "ok"}
@@ -105,7 +106,8 @@ def accounts(rows: Sequence[Row], published_success: float) -> dict[str, Account
 def _account(row: Row, published_success: float) -> Account:
     clean = np.array([*row["context_clean_nll"], *row["clean_nll"]])
     change = np.array([*row["context_attacked_nll"], *row["attacked_nll"]]) - clean
-    flips = [position - 1 for position, _, _ in row["edits"] if position > 0]  # token 0 is nobody's label
+    first = first_label_of(row)
+    flips = [position - first for position, _, _ in row["edits"] if position >= first]  # what is before is no label
     is_flip = np.isin(np.arange(len(change)), flips)
     flipped, other, loss = (math.fsum(v.tolist()) for v in (change[is_flip], change[~is_flip], clean))
     return Account(flipped, other, loss, len(change), flipped + other > published_success * loss)

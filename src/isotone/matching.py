@@ -19,6 +19,7 @@ from isotone.attacks.scoring import Target, frozen
 from isotone.constraint.feed_forward import constrained_modules
 from isotone.constraint.layers import Layers
 from isotone.determinism import stream_key
+from isotone.pairs import PairLayout
 from isotone.records import JsonLines
 
 TOLERANCE = 0.01
@@ -147,18 +148,22 @@ def matched_entry(found: Match, target: float) -> dict[str, Any]:
     }
 
 
-def clean_nll(model: nn.Module, ids_BL: Tensor, scored: slice, batch_documents: int) -> float:
+def clean_nll(
+    model: nn.Module, ids_BL: Tensor, scored: slice, batch_documents: int, pairs: PairLayout | None = None
+) -> float:
     """Return the mean loss of the scored tokens of documents that nobody attacks, nats per token.
 
     Args:
-        model: a causal language model in fp32.
+        model: a causal or encoder-decoder language model in fp32.
         ids_BL: the documents, cut to the attacks' protocol.
         scored: the positions whose losses count.
         batch_documents: documents in one forward pass; part of the result, as batches fix the rounding.
+        pairs: how rows are divided that an encoder-decoder model reads.
     """
     with frozen(model):
-        nats_B = Target(model, scored, batch_documents).nats(ids_BL)
-    return float(nats_B.sum()) / (len(ids_BL) * (scored.stop - scored.start))
+        nats_B = Target(model, scored, batch_documents, pairs).nats(ids_BL)
+    num_scored = ids_BL[:, scored].numel() if pairs is None else int((ids_BL[:, scored] != pairs.pad).sum())
+    return float(nats_B.sum()) / num_scored
 
 
 class Temperature:

@@ -58,11 +58,24 @@ def token_nll(
     """
     index_T = _index(positions, input_ids_BL, pairs)
     logits_BTV = _logits(model, input_ids_BL, index_T, past, inputs_embeds_BLD, pairs)
-    labels_N = (input_ids_BL if labels_BL is None else labels_BL)[:, index_T].flatten()
+    return nll_of_logits(logits_BTV, (input_ids_BL if labels_BL is None else labels_BL)[:, index_T], pairs)
+
+
+def nll_of_logits(logits_BTV: Tensor, labels_BT: Tensor, pairs: PairLayout | None = None) -> Tensor:
+    """Return −ln p of the labels, nats, fp32 [B, T], as ``token_nll`` does, of logits that are there."""
     parts = [
         F.cross_entropy(rows_CV.float(), labels_C, reduction="none", ignore_index=_ignored(pairs))
-        for rows_CV, labels_C in _chunks(logits_BTV, labels_N)
+        for rows_CV, labels_C in _chunks(logits_BTV, labels_BT.flatten())
     ]
+    return torch.cat(parts).view(logits_BTV.shape[:2])
+
+
+def token_kl(logits_BTV: Tensor, reference_BTV: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return τ² KL(p*‖p) of every token, nats, fp32 [B, T]: p and p* are the softmax of logits and reference over τ."""
+    parts = []
+    for rows_CV, reference_CV in _chunks(logits_BTV, reference_BTV.flatten(0, 1)):
+        log_p_CV, log_q_CV = ((each.float() / temperature).log_softmax(-1) for each in (rows_CV, reference_CV))
+        parts.append(temperature**2 * F.kl_div(log_p_CV, log_q_CV, reduction="none", log_target=True).sum(-1))
     return torch.cat(parts).view(logits_BTV.shape[:2])
 
 
@@ -135,9 +148,10 @@ def _logits(
     return model(**inputs, use_cache=past is not None, logits_to_keep=index_T - 1).logits
 
 
-def _chunks(logits_BTV: Tensor, labels_N: Tensor) -> zip:
+def _chunks(logits_BTV: Tensor, others_N: Tensor) -> zip:
+    """Return rows of logits, a chunk at a time, with what belongs to them: labels, or other logits."""
     num_rows = max(1, CHUNK_ELEMENTS // logits_BTV.shape[-1])
-    return zip(logits_BTV.flatten(0, 1).split(num_rows), labels_N.split(num_rows), strict=True)
+    return zip(logits_BTV.flatten(0, 1).split(num_rows), others_N.split(num_rows), strict=True)
 
 
 def _is_top(logits_CV: Tensor, labels_C: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Memory is counted as torch keeps it: of a block's activations, and never less for more rows, tokens or masters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,21 @@ def test_activations_of_a_block_are_those_that_autograd_keeps(name: str, low: bo
     assert expected == pytest.approx((four - two) / 2 / (ROWS * LENGTH), rel=0.15)
 
 
-def _training(micro_batch: int, length: int, arm: str, checkpointing: bool = False, devices: int = 1) -> float:
+def _training(
+    micro_batch: int,
+    length: int,
+    arm: str,
+    checkpointing: bool = False,
+    devices: int = 1,
+    overrides: Sequence[str] = (),
+) -> float:
     experiment = load_experiment(
         "smollm2-135m",
         [
             f"training.micro_batch={micro_batch}",
             f"data.sequence_length={length}",
             f"training.gradient_checkpointing={str(checkpointing).lower()}",
+            *overrides,
         ],
     )
     corpus = CorpusSize(1e9, 4e9, {split: np.full(10, 1000) for split in ("validation", "test")}, "test")
@@ -94,6 +103,17 @@ def test_an_evaluation_is_held_by_the_largest_batch_that_it_makes(lengths: list[
     logits = 4 * 4096 * max(len(b) * (max(w.end - w.start for w in b) - 1) for b in batches)
     weights = 4 * sizes.shape.num_parameters
     assert 1.5 * weights + logits <= held <= max(2 * weights, 1.5 * weights + 3 * logits)
+
+
+def test_a_teacher_takes_its_weights_and_what_is_compared() -> None:
+    def taught(*overrides: str, devices: int = 1) -> float:
+        return _training(2, 512, "baseline", devices=devices, overrides=overrides)
+
+    plain, shape = taught(), read_shape(load_experiment("smollm2-135m").model)
+    for phase in ("blocks", "logits"):
+        assert taught(f"training.distill.{phase}=0.5") > plain + 4 * shape.num_parameters
+    divided = taught("training.parallel=fsdp", "training.distill.blocks=0.5", devices=4)
+    assert divided - taught("training.parallel=fsdp", devices=4) < taught("training.distill.blocks=0.5") - plain
 
 
 def test_masters_cost_and_recomputation_saves() -> None:

@@ -24,6 +24,15 @@ def test_training_counts_the_steps_that_the_loop_makes() -> None:
     assert node_work(sizes, Node("train", "baseline")).train == pytest.approx(steps * per_step)
 
 
+def test_a_teacher_is_loaded_and_computes_in_its_share_of_the_steps() -> None:
+    plain, taught = (planned("training.epochs=1", f"training.distill.logits={share}") for share in (0, 0.5))
+    steps = plain.steps(plain.experiment.training)
+    before, now = (node_work(sizes, Node("train", "baseline")) for sizes in (plain, taught))
+    forward = forward_flops(plain.shape, 16, 256, 256)
+    assert now.train - before.train == pytest.approx(0.5 * steps * forward)
+    assert now.loaded - before.loaded == pytest.approx(4 * plain.shape.num_parameters)
+
+
 def test_operations_are_six_for_each_entry_and_token_and_the_attention_of_a_causal_model() -> None:
     shape = read_shape(load_experiment("pythia-1.4b").model)
     per_token = training_flops(shape, 1, 2048) / 2048

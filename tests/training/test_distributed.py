@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from isotone import records
+from isotone.config import Distill
 from isotone.constraint import constrain
 from isotone.errors import DiskFullError
 from isotone.interruption import StopFlag
@@ -60,6 +61,21 @@ def test_two_processes_have_the_loss_curve_of_one(
 
     assert together(2, work) == [0, 0]
     assert_same_curve(tmp_path, alone[arm])
+
+
+@pytest.mark.parametrize("parallel", RECIPES)
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_two_processes_distill_what_one_does(tmp_path: Path, parallel: str, weight: float) -> None:
+    """At weight 1 the head learns nothing while blocks are matched; the teacher is divided where the model is."""
+    distill = Distill(blocks=0.3, logits=0.4, weight=weight)
+    recipe = RECIPES[parallel].model_copy(update={"distill": distill})
+    options: dict[str, Any] = {"recipe": recipe, "teacher": lambda: tiny_model(dropout=0.0)}
+    train(tmp_path / "one", "projection", **options)
+    assert together(2, lambda team: train(tmp_path / "two", "projection", team=team, **options)) == [0, 0]
+    assert_same_curve(tmp_path / "two", tmp_path / "one", rtol=1e-4)
+    for name in ("blocks", "logits"):
+        ours, theirs = ([line[name] for line in curve(tmp_path / at) if name in line] for at in ("two", "one"))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("parallel", RECIPES)

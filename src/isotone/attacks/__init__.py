@@ -8,7 +8,7 @@ from isotone.attacks.gcg import GCG
 from isotone.attacks.hotflip import HotFlip
 from isotone.attacks.interface import DocumentAttack
 from isotone.attacks.pgd import EmbeddingPGD
-from isotone.attacks.protocol import PrefixProtocol, Window
+from isotone.attacks.protocol import AttackProtocol, PrefixProtocol, SourceProtocol, Window
 from isotone.attacks.published import PublishedHotFlip
 from isotone.attacks.random_edits import RandomEdits
 from isotone.attacks.running import replay, run_documents
@@ -20,6 +20,7 @@ from isotone.attacks.vocabulary import Vocabulary
 
 __all__ = [
     "GCG",
+    "AttackProtocol",
     "BeamHotFlip",
     "CoordinateSearch",
     "DocumentAttack",
@@ -30,6 +31,7 @@ __all__ = [
     "PublishedHotFlip",
     "RandomEdits",
     "ShuffledHotFlip",
+    "SourceProtocol",
     "UniversalTriggers",
     "Vocabulary",
     "Window",

@@ -3,7 +3,6 @@
 Shapes: B documents, W beams of each, M beams in use of all documents, L tokens, P attackable positions, V vocabulary.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from isotone.attacks.budget import affordable, forward_tokens, gradient_tokens
 from isotone.attacks.interface import DocumentAttack, Problem, State, advance
 from isotone.attacks.protocol import Window
-from isotone.attacks.search import Pairs, evaluate_pairs, gains_where, top_pairs
+from isotone.attacks.search import Pairs, evaluate_pairs, gains_where, share_of_position, top_pairs, unedited
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,15 @@ class BeamHotFlip(DocumentAttack):
         self, problem: Problem, texts_ML: Tensor, clean_ML: Tensor, grad_MLD: Tensor, owner_M: Tensor
     ) -> list[Pairs]:
         """Return every beam's candidates; a text that two beams reach belongs to the first."""
-        attackable, total = problem.protocol.attackable, self._num_candidates(problem.protocol.length)
+        total = self._num_candidates(problem.protocol.length)
         seen: set[tuple[int, bytes]] = set()
         found = []
         for index, owner in enumerate(owner_M.tolist()):
             count = total // int((owner_M == owner).sum())
-            unedited_P = (texts_ML[index] == clean_ML[index])[attackable.start : attackable.stop]
-            gains_PV = gains_where(problem, grad_MLD[index], texts_ML[index], unedited_P)
-            pairs = top_pairs(gains_PV, count, max(self.per_position, math.ceil(count / len(attackable))))
-            keys = [(owner, text_L.numpy().tobytes()) for text_L in _written(problem, texts_ML[index], pairs)]
+            text_L, clean_L = texts_ML[index], clean_ML[index]
+            gains_PV = gains_where(problem, grad_MLD[index], text_L, unedited(problem, text_L, clean_L))
+            pairs = top_pairs(gains_PV, count, share_of_position(problem, clean_L, count, self.per_position))
+            keys = [(owner, text_L.numpy().tobytes()) for text_L in _written(problem, text_L, pairs)]
             new_N = torch.tensor([key not in seen for key in keys], dtype=torch.bool)
             seen.update(keys)
             found.append((pairs[0][new_N], pairs[1][new_N]))

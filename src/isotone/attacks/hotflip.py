@@ -3,7 +3,6 @@
 Shapes: B documents, L tokens, P attackable positions, V vocabulary, D embedding.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from isotone.attacks.budget import affordable, forward_tokens, gradient_tokens
 from isotone.attacks.interface import DocumentAttack, Problem, State, advance
-from isotone.attacks.search import best_edits, evaluate_pairs, gains_where, top_pairs
+from isotone.attacks.search import best_edits, evaluate_pairs, gains_where, share_of_position, top_pairs, unedited
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,11 @@ class HotFlip(DocumentAttack):
         if len(state["history_RB2"]) == 0:
             state = state | {"best_B": gradient.nats_B}
         count = self._num_candidates(length)
-        per_row = max(self.per_position, math.ceil(count / len(problem.protocol.attackable)))
         gains = _gains(problem, self._ranking_gradient(problem, gradient.grad_BLD, state), state)
-        pairs = [top_pairs(gains_PV, count, per_row) for gains_PV in gains]
+        pairs = [
+            top_pairs(gains_PV, count, share_of_position(problem, clean_L, count, self.per_position))
+            for gains_PV, clean_L in zip(gains, state["clean_BL"], strict=True)
+        ]
         nats = evaluate_pairs(problem, current_BL, gradient.layers, pairs)
         edited_BL, nats_B, finite_B = best_edits(problem, current_BL, pairs, nats)
         counts_B = torch.tensor([len(tokens) for _, tokens in pairs])
@@ -113,9 +114,8 @@ class HotFlip(DocumentAttack):
 
 def _gains(problem: Problem, grad_BLD: Tensor, state: State) -> list[Tensor]:
     """Return each document's first-order gains at its attackable positions that are not edited yet."""
-    positions = slice(problem.protocol.attackable.start, problem.protocol.attackable.stop)
     return [
-        gains_where(problem, grad_LD, current_L, (current_L == clean_L)[positions])
+        gains_where(problem, grad_LD, current_L, unedited(problem, current_L, clean_L))
         for grad_LD, current_L, clean_L in zip(grad_BLD, state["current_BL"], state["clean_BL"], strict=True)
     ]
 

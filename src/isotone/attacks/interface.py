@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from isotone.attacks.protocol import PrefixProtocol, Window
+from isotone.attacks.protocol import AttackProtocol, Window
 from isotone.attacks.scoring import Target
 from isotone.attacks.vocabulary import Vocabulary
 
@@ -31,7 +31,7 @@ class Problem:
     """What is attacked: a frozen model, the protocol, and the tokens that may be written."""
 
     target: Target
-    protocol: PrefixProtocol
+    protocol: AttackProtocol
     vocabulary: Vocabulary
 
 

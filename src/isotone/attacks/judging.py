@@ -12,6 +12,7 @@ from torch import Tensor
 from isotone.attacks.interface import Problem
 from isotone.attacks.protocol import Window
 from isotone.attacks.published import published_accounting
+from isotone.scoring import TokenScores
 
 Row = dict[str, Any]
 
@@ -34,15 +35,8 @@ def judge(problem: Problem, windows: list[Window], attacked_BL: Tensor, edits_sc
     clean, attacked = problem.target.score_both(clean_BL, attacked_BL)
     rows = []
     for index, window in enumerate(windows):
-        row = _row(
-            problem,
-            window.tokens.tolist(),
-            attacked_BL[index].tolist(),
-            (clean.nll_BT[index].double(), attacked.nll_BT[index].double()),
-            (clean.correct_BT[index], attacked.correct_BT[index]),
-            edits_scored,
-        )
-        rows.append(row)
+        own = _of(problem, window, clean, index), _of(problem, window, attacked, index)
+        rows.append(_row(problem, window.tokens.tolist(), attacked_BL[index].tolist(), *own, edits_scored))
     return rows
 
 
@@ -56,13 +50,13 @@ def judge_perturbed(problem: Problem, windows: list[Window], perturbation_BLD: T
     clean, attacked = problem.target.score_perturbed(clean_BL, perturbation_BLD)
     rows: list[Row] = []
     for index, window in enumerate(windows):
-        nll = clean.nll_BT[index].double(), attacked.nll_BT[index].double()
-        if (reason := _not_finite(*nll)) is not None:
+        own = _of(problem, window, clean, index), _of(problem, window, attacked, index)
+        if (reason := _not_finite(*own)) is not None:
             rows.append(missing(reason) | {"upper_bound": True})
             continue
-        changes = _changes(problem, nll, (clean.correct_BT[index], attacked.correct_BT[index]))
-        row = {"status": "ok", "upper_bound": True, "clean_ids": window.tokens.tolist()}
-        rows.append(row | _losses(problem, *nll) | changes)
+        ids = window.tokens.tolist()
+        row = {"status": "ok", "upper_bound": True, "clean_ids": ids, **problem.protocol.marks(ids)}
+        rows.append(row | _losses(problem, *own) | _changes(problem, *own))
     return rows
 
 
@@ -71,85 +65,97 @@ def missing(reason: str) -> Row:
     return {"status": "missing", "reason": reason}
 
 
+def _of(problem: Problem, window: Window, scores: TokenScores, index: int) -> TokenScores:
+    """Return the scores of the tokens of one document that have a loss, fp64."""
+    num_labels = problem.protocol.num_labels(window.tokens.tolist())
+    return TokenScores(scores.nll_BT[index, :num_labels].double(), scores.correct_BT[index, :num_labels])
+
+
 def _row(
     problem: Problem,
     clean_ids: list[int],
     attacked_ids: list[int],
-    nll: tuple[Tensor, Tensor],
-    correct: tuple[Tensor, Tensor],
+    clean: TokenScores,
+    attacked: TokenScores,
     edits_scored: bool,
 ) -> Row:
-    if (reason := _not_finite(*nll)) is not None:
+    if (reason := _not_finite(clean, attacked)) is not None:
         return missing(reason)
-    clean_T, attacked_T = nll
+    clean_T, attacked_T = clean.nll_BT, attacked.nll_BT
     protocol = problem.protocol
     edits = [[i, old, new] for i, (old, new) in enumerate(zip(clean_ids, attacked_ids, strict=True)) if old != new]
     if not edits_scored and any(position not in protocol.attackable for position, _, _ in edits):
         raise ValueError(f"an edit lies outside of the attackable positions {protocol.attackable}: {edits}")
-    flipped_T = torch.tensor([old != new for old, new in zip(clean_ids[1:], attacked_ids[1:], strict=True)])
-    begin = protocol.scored.start - 1
+    first, end = protocol.first_label, protocol.first_label + len(clean_T)
+    flipped_T = torch.tensor([a != b for a, b in zip(clean_ids[first:end], attacked_ids[first:end], strict=True)])
     row: Row = {
         "status": "ok",
         "clean_ids": clean_ids,
+        **protocol.marks(clean_ids),
         "edits": edits,
-        **_losses(problem, clean_T, attacked_T),
+        **_losses(problem, clean, attacked),
         "published_accounting": published_accounting(clean_T, attacked_T, flipped_T),
     }
     if edits_scored:
         return row
-    return row | _changes(problem, nll, correct) | _through_text(problem, attacked_ids, clean_T[begin:])
+    begin = protocol.scored.start - first
+    return row | _changes(problem, clean, attacked) | _through_text(problem, attacked_ids, clean_T[begin:])
 
 
-def _not_finite(clean_T: Tensor, attacked_T: Tensor) -> str | None:
-    for name, values_T in (("clean", clean_T), ("attacked", attacked_T)):
-        if not bool(values_T.isfinite().all()):
+def _not_finite(clean: TokenScores, attacked: TokenScores) -> str | None:
+    for name, scores in (("clean", clean), ("attacked", attacked)):
+        if not bool(scores.nll_BT.isfinite().all()):
             return f"the loss of the {name} text is not a finite number"
     return None
 
 
-def _losses(problem: Problem, clean_T: Tensor, attacked_T: Tensor) -> Row:
-    begin = problem.protocol.scored.start - 1
+def _losses(problem: Problem, clean: TokenScores, attacked: TokenScores) -> Row:
+    protocol = problem.protocol
+    begin = protocol.scored.start - protocol.first_label
     return {
-        "context_clean_nll": clean_T[:begin].tolist(),
-        "context_attacked_nll": attacked_T[:begin].tolist(),
-        "clean_nll": clean_T[begin:].tolist(),
-        "attacked_nll": attacked_T[begin:].tolist(),
-        "scored_tokens": problem.protocol.continuation,
+        "context_clean_nll": clean.nll_BT[:begin].tolist(),
+        "context_attacked_nll": attacked.nll_BT[:begin].tolist(),
+        "clean_nll": clean.nll_BT[begin:].tolist(),
+        "attacked_nll": attacked.nll_BT[begin:].tolist(),
+        "scored_tokens": len(clean.nll_BT) - begin,
     }
 
 
-def _changes(problem: Problem, nll: tuple[Tensor, Tensor], correct: tuple[Tensor, Tensor]) -> Row:
+def _changes(problem: Problem, clean: TokenScores, attacked: TokenScores) -> Row:
     """Return what an attack changed on the scored tokens: nats, by offset, and top-1."""
-    begin, change_T = problem.protocol.scored.start - 1, nll[1] - nll[0]
+    protocol, change_T = problem.protocol, attacked.nll_BT - clean.nll_BT
+    begin = protocol.scored.start - protocol.first_label
+    of_offset = {
+        name: change_T[span.start - protocol.first_label : span.stop - protocol.first_label]
+        for name, span in protocol.buckets().items()
+    }
     return {
         "delta_nats": math.fsum(change_T[begin:].tolist()),
         "delta_by_offset": {
-            name: {
-                "nats": math.fsum(change_T[span.start - 1 : span.stop - 1].tolist()),
-                "tokens": span.stop - span.start,
-            }
-            for name, span in problem.protocol.buckets().items()
+            name: {"nats": math.fsum(of_bucket_T.tolist()), "tokens": len(of_bucket_T)}
+            for name, of_bucket_T in of_offset.items()
+            if len(of_bucket_T)  # of a short target only the first ones are there
         },
-        "top1": {"clean": int(correct[0][begin:].sum()), "attacked": int(correct[1][begin:].sum())},
+        "top1": {"clean": int(clean.correct_BT[begin:].sum()), "attacked": int(attacked.correct_BT[begin:].sum())},
     }
 
 
 def _through_text(problem: Problem, attacked_ids: list[int], clean_S: Tensor) -> Row:
     """Say whether the attacked text survives decoding and encoding, and score what it becomes if it does not."""
-    again = problem.vocabulary.through_text(attacked_ids)
+    text = problem.protocol.text(attacked_ids)
+    again = problem.vocabulary.through_text(text)
     if again is None:
         return {"round_trip": None, "text_space": None}
-    if again == attacked_ids:
+    if again == text:
         return {"round_trip": True, "text_space": None}
     return {"round_trip": False, "text_space": _text_space(problem, attacked_ids, again, clean_S)}
 
 
 def _text_space(problem: Problem, attacked_ids: list[int], again: list[int], clean_S: Tensor) -> Row:
-    num_scored = problem.protocol.continuation
-    if again[-num_scored:] != attacked_ids[-num_scored:] or len(again) <= num_scored:
-        return {"missing": "the scored tokens are tokenized differently"}
-    target = problem.target.over(slice(len(again) - num_scored, len(again)))
-    nats = float(target.nats(torch.tensor([again]))[0])
+    reread = problem.protocol.reread(attacked_ids, again)
+    if isinstance(reread, str):
+        return {"missing": reread}
+    nats = float(problem.target.over(reread.scored, reread.pairs).nats(torch.tensor([reread.ids]))[0])
     if not math.isfinite(nats):
         return {"missing": "the loss is not a finite number"}
     return {"delta_nats": nats - math.fsum(clean_S.tolist())}

@@ -84,7 +84,9 @@ class EmbeddingPGD(DocumentAttack):
     def _places(self, problem: Problem, clean_BL: Tensor, grad_BLD: Tensor) -> State:
         """Return positions and radii of every document."""
         attackable, target = problem.protocol.attackable, problem.target
+        editable_BP = torch.stack([problem.protocol.editable(clean_L) for clean_L in clean_BL])
         norms_BP = grad_BLD[:, attackable.start : attackable.stop].norm(dim=2).nan_to_num(nan=0)
+        norms_BP = norms_BP.masked_fill(~editable_BP, -1)
         order_BP = torch.argsort(norms_BP, dim=1, descending=True, stable=True)
         positions_BK = order_BP[:, : self.flips].contiguous() + attackable.start
         admissible_ND = target.embeddings_VD[problem.vocabulary.ids_N.to(target.device)]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from isotone.attacks.budget import forward_tokens, gradient_tokens
 from isotone.attacks.judging import Row, missing
-from isotone.attacks.protocol import PrefixProtocol, Window
-from isotone.attacks.random_edits import random_tokens
+from isotone.attacks.protocol import AttackProtocol, PrefixProtocol, Window
+from isotone.attacks.random_edits import editable_positions, random_tokens
 from isotone.attacks.running import Progress, continue_rows
 from isotone.attacks.scoring import Gradient, Target, frozen
 from isotone.attacks.vocabulary import Vocabulary
@@ -66,7 +66,7 @@ def probe_documents(
     model: nn.Module,
     vocabulary: Vocabulary,
     windows: Sequence[Window],
-    protocol: PrefixProtocol | None = None,
+    protocol: AttackProtocol | None = None,
     *,
     log: JsonLines | None = None,
     stop: StopFlag | None = None,
@@ -79,7 +79,7 @@ def probe_documents(
 
     Args:
         probe: how much is asked.
-        model: causal language model.
+        model: causal or encoder-decoder language model.
         vocabulary: its admissible tokens.
         windows: the documents.
         protocol: which tokens may be edited and which are scored.
@@ -95,7 +95,7 @@ def probe_documents(
     protocol, stop = protocol or PrefixProtocol(), stop or StopFlag()
     rows = continue_rows(log, PROBE, VARIANT, windows)
     with frozen(model):
-        target = Target(model, protocol.scored, batch_size)
+        target = Target(model, protocol.scored, batch_size, protocol.pairs)
         for index in range(len(rows), len(windows)):
             head = {"index": index, "id": windows[index].id, "attack": PROBE, "variant": VARIANT}
             where = f"probe after {index} of {len(windows)} documents"
@@ -111,16 +111,17 @@ def _row(
     probe: Probe,
     target: Target,
     vocabulary: Vocabulary,
-    protocol: PrefixProtocol,
+    protocol: AttackProtocol,
     window: Window,
     check: Callable[[], None],
 ) -> Row:
     check()
     ids_L, admissible_N = torch.from_numpy(window.tokens), vocabulary.ids_N
     generator = np.random.default_rng(stream_key(probe.seed, f"probe of {window.id}", 0))
-    positions_E = torch.from_numpy(generator.choice(np.array(protocol.attackable), probe.edits))
+    editable = editable_positions(protocol, window)
+    positions_E = torch.from_numpy(generator.choice(editable, probe.edits))
     tokens_E = torch.from_numpy(random_tokens(generator, admissible_N.numpy(), ids_L[positions_E].numpy()))
-    at = int(generator.choice(np.array(protocol.attackable)))
+    at = int(generator.choice(editable))
     tried_V = admissible_N[torch.from_numpy(generator.permutation(len(admissible_N))[: probe.oracle_tokens])]
     gradient = target.gradient(ids_L[None], keep_cache=True)
     first_E, true_E = _changes(target, gradient, ids_L, positions_E, tokens_E, check)

@@ -16,13 +16,16 @@ from isotone.attacks.interface import DocumentAttack, Problem, State, advance
 SUCCESS = 0.15
 """Relative increase of the mean loss that is published as a success (causal track)."""
 
+SUCCESS_OF_PAIRS = 0.10
+"""The same of the reference's mean loss (T5 track)."""
+
 
 @dataclass(frozen=True)
 class PublishedHotFlip(DocumentAttack):
     """HotFlip as published (2602.02686): one gradient of the mean loss, unsearched flips anywhere in the text.
 
     The ``flips`` positions whose embedding has the largest gradient norm are replaced at once by argmax_v e_v·g over
-    the whole vocabulary.
+    the whole vocabulary. Of a pair these are tokens of its source, and padding, which deletes a token, is not written.
 
     Attributes:
         flips: edited positions; fewer tokens differ where the argmax is the token itself.
@@ -45,15 +48,20 @@ class PublishedHotFlip(DocumentAttack):
     def step(self, problem: Problem, state: State) -> State:
         """Flip the positions of largest gradient norm."""
         current_BL = state["current_BL"]
-        target = problem.target.over(slice(1, problem.protocol.length))
+        protocol = problem.protocol
+        target = problem.target.over(slice(protocol.first_label, protocol.length))
         gradient = target.gradient(current_BL)
         edited_BL = current_BL.clone()
         for index, grad_LD in enumerate(gradient.grad_BLD):
             norms_L = grad_LD.norm(dim=1).cpu()
+            if protocol.pairs is not None:
+                norms_L = norms_L.masked_fill(~protocol.editable(state["clean_BL"][index]), -1)
             chosen = torch.argsort(norms_L, descending=True, stable=True)[: self.flips]
             scores_KV = grad_LD[chosen.to(grad_LD.device)] @ target.embeddings_VD.T
+            if protocol.pairs is not None:
+                scores_KV[:, protocol.pairs.pad] = -torch.inf
             edited_BL[index, chosen] = scores_KV.argmax(dim=1).cpu()
-        spent_B = torch.full_like(state["spent_B"], gradient_tokens(1, problem.protocol.length))
+        spent_B = torch.full_like(state["spent_B"], gradient_tokens(1, protocol.length))
         return advance(state, edited_BL, nats_B=None, spent_B=spent_B, finite_B=gradient.nats_B.isfinite())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from isotone.attacks.budget import forward_tokens
 from isotone.attacks.interface import DocumentAttack, Problem, State, advance
-from isotone.attacks.protocol import Window
+from isotone.attacks.protocol import AttackProtocol, Window
 from isotone.determinism import stream_key
 
 
@@ -47,7 +47,8 @@ class RandomEdits(DocumentAttack):
         drawn_BDL = state["drawn_BDL"]
         clean_B = problem.target.nats(state["clean_BL"])
         drawn_BD = problem.target.nats(drawn_BDL.flatten(0, 1)).view(drawn_BDL.shape[:2])
-        deltas_BD = (drawn_BD - clean_B[:, None]) / problem.protocol.continuation
+        scored_B = torch.tensor([problem.protocol.num_scored(ids) for ids in state["clean_BL"].tolist()])
+        deltas_BD = (drawn_BD - clean_B[:, None]) / scored_B[:, None]
         spent_B = torch.full_like(state["spent_B"], forward_tokens(self.draws, problem.protocol.length))
         finite_B = deltas_BD.isfinite().all(dim=1)
         state = advance(state, drawn_BDL[:, 0], nats_B=None, spent_B=spent_B, finite_B=finite_B)
@@ -55,13 +56,18 @@ class RandomEdits(DocumentAttack):
 
     def _draw(self, problem: Problem, window: Window, draw: int) -> np.ndarray:
         generator = np.random.default_rng(stream_key(self.seed, f"random edits of {window.id}", draw))
-        positions = generator.choice(np.array(problem.protocol.attackable), self.flips, replace=False)
+        positions = generator.choice(editable_positions(problem.protocol, window), self.flips, replace=False)
         tokens = window.tokens.copy()
         tokens[positions] = self._replacements(generator, problem, tokens[positions])
         return tokens
 
     def _replacements(self, generator: np.random.Generator, problem: Problem, current: np.ndarray) -> np.ndarray:
         return random_tokens(generator, problem.vocabulary.ids_N.numpy(), current)
+
+
+def editable_positions(protocol: AttackProtocol, window: Window) -> np.ndarray:
+    """Return the positions of a document that may be edited, ascending."""
+    return np.array(protocol.attackable)[protocol.editable(torch.from_numpy(window.tokens)).numpy()]
 
 
 def random_tokens(generator: np.random.Generator, ids: np.ndarray, current: np.ndarray) -> np.ndarray:

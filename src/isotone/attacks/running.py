@@ -9,7 +9,7 @@ from torch import nn
 from isotone.attacks.interface import DocumentAttack, Problem, State
 from isotone.attacks.judging import Row, judge, judge_perturbed, missing
 from isotone.attacks.pgd import spread
-from isotone.attacks.protocol import PrefixProtocol, Window
+from isotone.attacks.protocol import AttackProtocol, PrefixProtocol, Window
 from isotone.attacks.scoring import Target, frozen
 from isotone.attacks.vocabulary import Vocabulary
 from isotone.errors import IsotoneError
@@ -25,7 +25,7 @@ def run_documents(
     model: nn.Module,
     vocabulary: Vocabulary,
     windows: Sequence[Window],
-    protocol: PrefixProtocol | None = None,
+    protocol: AttackProtocol | None = None,
     *,
     log: JsonLines | None = None,
     stop: StopFlag | None = None,
@@ -39,7 +39,7 @@ def run_documents(
 
     Args:
         attack: what proposes the edits.
-        model: causal language model, in fp32; frozen meanwhile, then as it was.
+        model: causal or encoder-decoder language model, in fp32; frozen meanwhile, then as it was.
         vocabulary: tokens that may be written.
         windows: from ``protocol.cut``.
         protocol: which tokens are attacked and scored.
@@ -59,7 +59,7 @@ def run_documents(
     protocol = protocol or PrefixProtocol()
     rows = continue_rows(log, attack.name, attack.variant, windows)
     with frozen(model):
-        problem = Problem(Target(model, protocol.scored, batch_size), protocol, vocabulary)
+        problem = Problem(Target(model, protocol.scored, batch_size, protocol.pairs), protocol, vocabulary)
         # a log may end inside a batch (its last line was torn): the batch is attacked again, whole
         for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
             batch = list(windows[first : first + batch_documents])
@@ -82,7 +82,7 @@ def replay(
     vocabulary: Vocabulary,
     windows: Sequence[Window],
     edits: Mapping[str, Iterable[Sequence[int]]],
-    protocol: PrefixProtocol | None = None,
+    protocol: AttackProtocol | None = None,
     *,
     log: JsonLines | None = None,
     stop: StopFlag | None = None,
@@ -105,7 +105,7 @@ def replay(
     protocol = protocol or PrefixProtocol()
     rows = continue_rows(log, "replay", "replay", windows)
     with frozen(model):
-        problem = Problem(Target(model, protocol.scored, batch_size), protocol, vocabulary)
+        problem = Problem(Target(model, protocol.scored, batch_size, protocol.pairs), protocol, vocabulary)
         for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
             if stop is not None:
                 stop.check(f"replay after {len(rows)} of {len(windows)} documents")

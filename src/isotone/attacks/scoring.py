@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from isotone.pairs import PairLayout
 from isotone.scoring import TokenScores, token_nll, token_scores
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -56,20 +57,23 @@ class Target:
     """Losses of fixed positions under a frozen model, in fp32, in fixed batches.
 
     Args:
-        model: causal language model; use inside ``frozen``.
+        model: causal or encoder-decoder language model; use inside ``frozen``.
         scored: the positions whose NLL an attack maximizes.
         batch_size: sequences in one forward pass; halved for good when memory runs out.
+        pairs: how rows are divided that an encoder-decoder model reads; edits and embeddings are of the source. There
+            is no prefix cache then: an edit changes all that the encoder says.
     """
 
-    def __init__(self, model: nn.Module, scored: slice, batch_size: int = 16):
+    def __init__(self, model: nn.Module, scored: slice, batch_size: int = 16, pairs: PairLayout | None = None):
         self.model = model
         self.scored = scored
         self.batch_size = batch_size
+        self.pairs = pairs
         self.device = next(model.parameters()).device
 
-    def over(self, scored: slice) -> "Target":
-        """Return the same model with other scored positions."""
-        return Target(self.model, scored, self.batch_size)
+    def over(self, scored: slice, pairs: PairLayout | None = None) -> "Target":
+        """Return the same model with other scored positions, and rows divided elsewhere where ``pairs`` is given."""
+        return Target(self.model, scored, self.batch_size, pairs or self.pairs)
 
     @cached_property
     def embeddings_VD(self) -> Tensor:  # noqa: N802 - shape suffix
@@ -83,38 +87,40 @@ class Target:
 
         def evaluate(start: int, stop: int) -> Tensor:
             ids = ids_BL[start:stop].to(self.device)
-            return _total(token_nll(self.model, ids, self.scored))
+            return _total(token_nll(self.model, ids, self.scored, pairs=self.pairs))
 
         with torch.no_grad():
             return _concatenate_nats(self._in_batches(len(ids_BL), evaluate))
 
     def scores(self, ids_BL: Tensor) -> TokenScores:
-        """Return the scores of all tokens but the first, on the CPU."""
+        """Return the scores of all tokens but the first, or of pairs' targets, on the CPU."""
 
         def evaluate(start: int, stop: int) -> TokenScores:
-            return _to_cpu(token_scores(self.model, ids_BL[start:stop].to(self.device)))
+            return _to_cpu(token_scores(self.model, ids_BL[start:stop].to(self.device), pairs=self.pairs))
 
         return _join(self._in_batches(len(ids_BL), evaluate))
 
     def score_both(self, clean_BL: Tensor, attacked_BL: Tensor) -> tuple[TokenScores, TokenScores]:
-        """Return the scores of all tokens but the first, of clean and attacked texts in equal batches, on the CPU."""
+        """Return the scores that ``scores`` returns, of clean and attacked texts in equal batches."""
 
         def evaluate(start: int, stop: int) -> tuple[TokenScores, TokenScores]:
-            clean = token_scores(self.model, clean_BL[start:stop].to(self.device))
-            attacked = token_scores(self.model, attacked_BL[start:stop].to(self.device))
+            clean = token_scores(self.model, clean_BL[start:stop].to(self.device), pairs=self.pairs)
+            attacked = token_scores(self.model, attacked_BL[start:stop].to(self.device), pairs=self.pairs)
             return _to_cpu(clean), _to_cpu(attacked)
 
         clean, attacked = zip(*self._in_batches(len(clean_BL), evaluate), strict=True)
         return _join(clean), _join(attacked)
 
     def score_perturbed(self, ids_BL: Tensor, perturbation_BLD: Tensor) -> tuple[TokenScores, TokenScores]:
-        """Return the scores of all tokens but the first, without and with a perturbation of the input embeddings."""
+        """Return the scores that ``scores`` returns, without and with a perturbation of the input embeddings."""
 
         def evaluate(start: int, stop: int) -> tuple[TokenScores, TokenScores]:
             ids = ids_BL[start:stop].to(self.device)
-            embeds = self.model.get_input_embeddings()(ids)  # type: ignore[operator]
-            perturbed = embeds + perturbation_BLD[start:stop].to(embeds)
-            clean, attacked = (token_scores(self.model, ids, inputs_embeds_BLD=read) for read in (embeds, perturbed))
+            embeds = self._read(ids)
+            perturbed = embeds + perturbation_BLD[start:stop, : embeds.shape[1]].to(embeds)
+            clean, attacked = (
+                token_scores(self.model, ids, inputs_embeds_BLD=read, pairs=self.pairs) for read in (embeds, perturbed)
+            )
             return _to_cpu(clean), _to_cpu(attacked)
 
         clean, attacked = zip(*self._in_batches(len(ids_BL), evaluate), strict=True)
@@ -124,15 +130,16 @@ class Target:
         """Return Σ_S NLL of each sequence and, for ``candidates``, its keys and values: a forward pass alone."""
 
         def evaluate(start: int, stop: int) -> tuple[Tensor, Layers | None]:
-            ids, cache = ids_BL[start:stop].to(self.device), DynamicCache()
-            return _total(token_nll(self.model, ids, self.scored, past=cache)), _layers(cache, ids.shape[1])
+            ids, cache = ids_BL[start:stop].to(self.device), None if self.pairs else DynamicCache()
+            nll_BT = token_nll(self.model, ids, self.scored, past=cache, pairs=self.pairs)
+            return _total(nll_BT), _layers(cache, ids.shape[1])
 
         with torch.no_grad():
             nats, layers = zip(*self._in_batches(len(ids_BL), evaluate), strict=True)
         return torch.cat(nats), _concatenate(layers)
 
     def gradient(self, ids_BL: Tensor, keep_cache: bool = False, perturbation_BLD: Tensor | None = None) -> Gradient:
-        """Return Σ_S NLL and its gradient at the input embeddings.
+        """Return Σ_S NLL and its gradient at the input embeddings (of pairs: those of the source).
 
         The labels are the ids themselves; no scored token is edited by an attack that uses this.
 
@@ -144,13 +151,13 @@ class Target:
 
         def evaluate(start: int, stop: int) -> Gradient:
             ids = ids_BL[start:stop].to(self.device)
-            embeds = self.model.get_input_embeddings()(ids).detach()  # type: ignore[operator]
+            embeds = self._read(ids).detach()
             if perturbation_BLD is not None:
-                embeds = embeds + perturbation_BLD[start:stop].to(embeds)
+                embeds = embeds + perturbation_BLD[start:stop, : embeds.shape[1]].to(embeds)
             embeds.requires_grad_(True)
-            cache = DynamicCache() if keep_cache else None
+            cache = DynamicCache() if keep_cache and not self.pairs else None
             with torch.enable_grad():
-                nll_BT = token_nll(self.model, ids, self.scored, past=cache, inputs_embeds_BLD=embeds)
+                nll_BT = token_nll(self.model, ids, self.scored, past=cache, inputs_embeds_BLD=embeds, pairs=self.pairs)
                 nll_BT.sum().backward()
             assert embeds.grad is not None
             return Gradient(_total(nll_BT), embeds.grad.float(), _layers(cache, ids.shape[1]))
@@ -186,7 +193,7 @@ class Target:
 
         def evaluate(start: int, stop: int) -> Tensor:
             if layers is None:
-                return _total(token_nll(self.model, edited_NL[start:stop], self.scored))
+                return _total(token_nll(self.model, edited_NL[start:stop], self.scored, pairs=self.pairs))
             first = starts_N[start]
             cache = _cut(layers, sequences_N[start:stop], first)
             scored = slice(self.scored.start - first, self.scored.stop - first)
@@ -195,6 +202,11 @@ class Target:
         with torch.no_grad():
             nats_N = _concatenate_nats(self._in_batches(len(edited_NL), evaluate))
         return torch.empty_like(nats_N).index_copy_(0, order_N, nats_N)
+
+    def _read(self, ids_BL: Tensor) -> Tensor:
+        """Return the embeddings of the tokens that may be edited: of a row, or of a pair's source."""
+        read_BL = ids_BL if self.pairs is None else self.pairs.sides(ids_BL)[0]
+        return self.model.get_input_embeddings()(read_BL)  # type: ignore[operator]
 
     def _in_batches(self, count: int, evaluate: Callable[[int, int], Any]) -> list[Any]:
         """Apply ``evaluate`` to consecutive ranges; one that does not fit into memory is halved, the rest is kept."""

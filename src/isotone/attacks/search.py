@@ -4,6 +4,7 @@ A candidate is a pair (position, token). Positions are counted from the first at
 Shapes: B documents, M texts, L tokens, P attackable positions, N candidates, V vocabulary, D embedding.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,10 +34,21 @@ def stream(key: Tensor, round_index: int) -> np.random.Generator:
 def changeable(problem: Problem, current_L: Tensor, clean_L: Tensor, flips: int) -> Tensor:
     """Return where a token may be written so that at most ``flips`` differ from the clean text, bool [P].
 
-    Everywhere, while fewer do; then only where one differs already.
+    Everywhere that is editable, while fewer do; then only where one differs already.
     """
     edited_P = (current_L != clean_L)[problem.protocol.attackable.start : problem.protocol.attackable.stop]
-    return torch.ones_like(edited_P) if int(edited_P.sum()) < flips else edited_P
+    return problem.protocol.editable(clean_L) if int(edited_P.sum()) < flips else edited_P
+
+
+def unedited(problem: Problem, current_L: Tensor, clean_L: Tensor) -> Tensor:
+    """Return where a token may be written that stands as it stood in the clean text, bool [P]."""
+    positions = slice(problem.protocol.attackable.start, problem.protocol.attackable.stop)
+    return (current_L == clean_L)[positions] & problem.protocol.editable(clean_L)
+
+
+def share_of_position(problem: Problem, clean_L: Tensor, count: int, least: int) -> int:
+    """Return how many of a text's candidates one position may have, so that its positions can take them all."""
+    return max(least, math.ceil(count / int(problem.protocol.editable(clean_L).sum())))
 
 
 def gains_where(problem: Problem, grad_LD: Tensor, current_L: Tensor, allowed_P: Tensor) -> Tensor:

@@ -39,10 +39,9 @@ class ShuffledHotFlip(HotFlip):
         return super().start(problem, windows) | {"keys_B": stream_keys(self.seed, "shuffled gradient", windows)}
 
     def _ranking_gradient(self, problem: Problem, grad_BLD: Tensor, state: State) -> Tensor:
-        positions, shuffled_BLD = problem.protocol.attackable, grad_BLD.clone()
-        for index, key in enumerate(state["keys_B"]):
-            order_P = stream(key, len(state["history_RB2"])).permutation(len(positions))
-            shuffled_BLD[index, positions.start : positions.stop] = grad_BLD[
-                index, torch.from_numpy(order_P).to(grad_BLD.device) + positions.start
-            ]
+        protocol, shuffled_BLD = problem.protocol, grad_BLD.clone()
+        for index, (key, clean_L) in enumerate(zip(state["keys_B"], state["clean_BL"], strict=True)):
+            own_N = protocol.editable(clean_L).nonzero().flatten() + protocol.attackable.start
+            order_N = torch.from_numpy(stream(key, len(state["history_RB2"])).permutation(len(own_N)))
+            shuffled_BLD[index, own_N.to(grad_BLD.device)] = grad_BLD[index, own_N[order_N].to(grad_BLD.device)]
         return shuffled_BLD

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from isotone.attacks.judging import Row, missing
-from isotone.attacks.protocol import OFFSETS, Window
+from isotone.attacks.protocol import OFFSETS, AttackProtocol, Window
 from isotone.attacks.published import published_accounting
 from isotone.attacks.running import Progress, continue_rows
 from isotone.attacks.scoring import Target, frozen
-from isotone.attacks.triggers import SKIPPED, TriggerLayout, UniversalTriggers
+from isotone.attacks.triggers import SourceTriggerLayout, TriggerLayout, UniversalTriggers, layout_for
 from isotone.attacks.vocabulary import Vocabulary
 from isotone.determinism import stream_key
 from isotone.interruption import StopFlag
 from isotone.records import JsonLines
 from isotone.scoring import TokenScores
+
+Layout = TriggerLayout | SourceTriggerLayout
 
 NUM_CONTROLS = 8
 """Snippets of other documents, and random triggers, that a trigger is compared with."""
@@ -33,6 +35,7 @@ def evaluate_trigger(
     model: nn.Module,
     vocabulary: Vocabulary,
     windows: Sequence[Window],
+    protocol: AttackProtocol | None = None,
     *,
     controls: bool = True,
     log: JsonLines | None = None,
@@ -52,6 +55,7 @@ def evaluate_trigger(
         model: the model that was searched on, or another one; frozen meanwhile, then as it was.
         vocabulary: as in the search.
         windows: held-out documents.
+        protocol: as in the search.
         controls: compare with snippets and random triggers too.
         log: rows already there are kept, new ones are appended after each batch.
         stop: read between batches.
@@ -67,16 +71,16 @@ def evaluate_trigger(
         IsotoneError: the log holds rows of other documents.
     """
     rows = continue_rows(log, attack.name, attack.variant, windows)
-    layout = TriggerLayout.for_model(model, vocabulary, attack.length, windows)
+    layout = layout_for(model, vocabulary, attack.length, windows, protocol)
     best = None if found["best"] is None else found["finished"][found["best"]]
     random_RK = _random_triggers(attack, vocabulary)[: NUM_CONTROLS if controls else 0]
     with frozen(model):
-        target = Target(model, layout.scored(attack.length), batch_size)
+        target = Target(model, layout.scored(attack.length), batch_size, layout.pairs)
         for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
             if stop is not None:
                 stop.check(f"trigger evaluation after {len(rows)} of {len(windows)} documents")
             batch = list(windows[first : first + batch_documents])
-            snippets = [_snippets(attack, window, windows if controls else ()) for window in batch]
+            snippets = [_snippets(attack, layout, window, windows if controls else ()) for window in batch]
             fresh = [
                 {"index": first + index, "id": window.id, "attack": attack.name, "variant": attack.variant}
                 | (missing("no restart found a trigger with a finite loss") if best is None else figures)
@@ -95,7 +99,7 @@ def evaluate_trigger(
 
 def _judge(
     target: Target,
-    layout: TriggerLayout,
+    layout: Layout,
     best: Mapping[str, Any] | None,
     batch: list[Window],
     snippets: list[Tensor],
@@ -103,7 +107,7 @@ def _judge(
 ) -> list[Row]:
     if best is None:
         return [{}] * len(batch)
-    texts_BT = torch.stack([torch.from_numpy(window.tokens) for window in batch])[:, : layout.text_tokens]
+    texts_BT = layout.texts(batch)
     none_1K = torch.empty(1, 0, dtype=torch.int64)
     clean = target.scores(layout.join(none_1K, texts_BT))
     attacked = target.scores(layout.join(torch.tensor([best["trigger_ids"]]), texts_BT))
@@ -113,12 +117,13 @@ def _judge(
     for index, text_T in enumerate(texts_BT):
         shift_R = target.nats(layout.join(snippets[index], text_T[None])) if len(snippets[index]) else torch.empty(0)
         controls = {"shift_deltas": shift_R, "random_deltas": random_BR[index], "initial_delta": initial_B[index]}
-        rows.append(_row(layout, _of(clean, index), _of(attacked, index), controls))
+        of_clean = _of(clean, index, layout.num_labels(text_T, 0))
+        of_attacked = _of(attacked, index, layout.num_labels(text_T, layout.trigger_tokens))
+        rows.append(_row(layout.num_scored(text_T), of_clean, of_attacked, controls))
     return rows
 
 
-def _row(layout: TriggerLayout, clean: TokenScores, attacked: TokenScores, controls: Mapping[str, Tensor]) -> Row:
-    num_scored = layout.text_tokens - SKIPPED
+def _row(num_scored: int, clean: TokenScores, attacked: TokenScores, controls: Mapping[str, Tensor]) -> Row:
     clean_T, attacked_T = clean.nll_BT.double(), attacked.nll_BT.double()
     if not all(bool(values.isfinite().all()) for values in (clean_T, attacked_T, *controls.values())):
         return missing("a loss with the trigger, without it or with a control in its place is not a finite number")
@@ -144,8 +149,8 @@ def _row(layout: TriggerLayout, clean: TokenScores, attacked: TokenScores, contr
     }
 
 
-def _of(scores: TokenScores, index: int) -> TokenScores:
-    return TokenScores(scores.nll_BT[index], scores.correct_BT[index])
+def _of(scores: TokenScores, index: int, num_labels: int) -> TokenScores:
+    return TokenScores(scores.nll_BT[index, :num_labels], scores.correct_BT[index, :num_labels])
 
 
 def _random_triggers(attack: UniversalTriggers, vocabulary: Vocabulary) -> Tensor:
@@ -154,13 +159,14 @@ def _random_triggers(attack: UniversalTriggers, vocabulary: Vocabulary) -> Tenso
     return torch.from_numpy(np.stack([stream.choice(ids, attack.length) for stream in streams]))
 
 
-def _snippets(attack: UniversalTriggers, window: Window, windows: Sequence[Window]) -> Tensor:
-    """Return token runs of other documents, as long as the trigger [R, K]; none if there is no other document."""
-    others = [other for other in windows if other.id != window.id]
+def _snippets(attack: UniversalTriggers, layout: Layout, window: Window, windows: Sequence[Window]) -> Tensor:
+    """Return token runs of other documents, as long as the trigger [R, K]; none if no other document is so long."""
+    texts = [layout.snippets(other) for other in windows if other.id != window.id]
+    others = [tokens for tokens in texts if len(tokens) >= attack.length]
     found = []
     for draw in range(NUM_CONTROLS if others else 0):
         stream = np.random.default_rng(stream_key(attack.seed, f"snippet for {window.id}", draw))
-        tokens = others[int(stream.integers(len(others)))].tokens
+        tokens = others[int(stream.integers(len(others)))]
         start = int(stream.integers(len(tokens) - attack.length + 1))
         found.append(torch.from_numpy(tokens[start : start + attack.length]))
     return torch.stack(found) if found else torch.empty(0, attack.length, dtype=torch.int64)

@@ -1,5 +1,7 @@
 """Universal adversarial triggers (Wallace et al. 2019, 1908.07125): one token sequence before every text, [BOS] t x.
 
+Of a pair the text is the source: t x, and the reference is scored.
+
 The search works in token ids on search documents; what a trigger is worth is said on other documents (trigger_rows.py).
 Shapes: B documents of a batch, K tokens of the trigger, T tokens of a text, N candidates, V vocabulary, D embedding.
 """
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from isotone import records
 from isotone.attacks.budget import forward_tokens, gradient_tokens
-from isotone.attacks.protocol import Window
+from isotone.attacks.protocol import AttackProtocol, SourceProtocol, Window
 from isotone.attacks.random_edits import random_tokens
 from isotone.attacks.running import Progress
 from isotone.attacks.scoring import Target, frozen
@@ -26,6 +28,7 @@ from isotone.attacks.vocabulary import Vocabulary
 from isotone.determinism import stream_key
 from isotone.errors import IsotoneError, UsageError
 from isotone.interruption import StopFlag
+from isotone.pairs import PairLayout
 
 SKIPPED = 16
 """Tokens at the beginning of a text that are not scored: S = x_16…"""
@@ -73,6 +76,32 @@ class TriggerLayout:
         """Index of the trigger's first token."""
         return 0 if self.bos is None else 1
 
+    @property
+    def pairs(self) -> None:
+        """Sequences are not divided."""
+        return None
+
+    @property
+    def identity(self) -> Any:
+        """What of the layout decides a search, beside its texts; JSON."""
+        return self.bos
+
+    def texts(self, windows: Sequence[Window]) -> Tensor:
+        """Return the texts of documents, cut to what fits, int64 [X, T]."""
+        return torch.stack([torch.from_numpy(window.tokens[: self.text_tokens]) for window in windows])
+
+    def snippets(self, window: Window) -> np.ndarray:
+        """Return the tokens of a document that others' snippets are taken from."""
+        return window.tokens
+
+    def num_labels(self, text_T: Tensor, num_before: int) -> int:
+        """Return how many tokens have a loss, with so many before the text."""
+        return self.start + num_before + self.text_tokens - 1
+
+    def num_scored(self, text_T: Tensor) -> int:
+        """Return how many tokens of a text are scored, the last ones."""
+        return self.text_tokens - SKIPPED
+
     def scored(self, num_before: int) -> slice:
         """Return the positions of S after ``num_before`` tokens between BOS and the text."""
         begin = self.start + num_before
@@ -88,11 +117,104 @@ class TriggerLayout:
 
 
 @dataclass(frozen=True)
+class SourceTriggerLayout:
+    """How t x and a reference lie in the row of a pair: in the columns of the source, which x leaves K free of.
+
+    The source is cut to that before it is read without a trigger, so that a trigger removes nothing of it; what is
+    read before it is none, or shorter, is followed by padding.
+
+    Attributes:
+        protocol: of the rows.
+        trigger_tokens: K.
+    """
+
+    protocol: SourceProtocol
+    trigger_tokens: int
+
+    def __post_init__(self) -> None:
+        if self._columns < 2:
+            raise UsageError(
+                f"attacks.triggers: {self.trigger_tokens} tokens leave nothing of a source in the "
+                f"{self.protocol.source} columns of attacks.protocol.source; use a shorter trigger, or more columns"
+            )
+
+    @property
+    def start(self) -> int:
+        """Index of the trigger's first token."""
+        return 0
+
+    @property
+    def pairs(self) -> PairLayout:
+        """Where rows are divided."""
+        return self.protocol.pairs
+
+    @property
+    def identity(self) -> Any:
+        """What of the layout decides a search, beside its texts; JSON."""
+        return {"source": self.protocol.source, "pad": self.protocol.pad}
+
+    def texts(self, windows: Sequence[Window]) -> Tensor:
+        """Return pairs, their sources cut to what fits, int64 [X, S − K + T]."""
+        source, pad = self.protocol.source, self.protocol.pad
+        rows = []
+        for window in windows:
+            read = [*self.snippets(window)[: self._columns - 1].tolist(), self.protocol.eos]
+            rows.append([*read, *[pad] * (self._columns - len(read)), *window.tokens[source:].tolist()])
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def snippets(self, window: Window) -> np.ndarray:
+        """Return the tokens of a document that others' snippets are taken from: its source."""
+        return np.array(self.protocol.text(window.tokens.tolist()), dtype=np.int64)
+
+    def num_labels(self, text_T: Tensor, num_before: int) -> int:
+        """Return how many tokens have a loss: those of the target."""
+        return int((text_T[self._columns :] != self.protocol.pad).sum())
+
+    def num_scored(self, text_T: Tensor) -> int:
+        """Return how many tokens are scored: the whole target."""
+        return self.num_labels(text_T, 0)
+
+    def scored(self, num_before: int) -> slice:
+        """Return the columns of the target."""
+        return self.protocol.scored
+
+    def join(self, before_NK: Tensor, texts_BT: Tensor) -> Tensor:
+        """Return the rows of t x for every t and every x, [N·B, L]; K may be 0."""
+        num_before, num_texts = len(before_NK), len(texts_BT)
+        sources, targets = texts_BT[:, : self._columns], texts_BT[:, self._columns :]
+        free = self.protocol.source - self._columns - before_NK.shape[1]
+        padding = torch.full((num_before * num_texts, free), self.protocol.pad)
+        parts = before_NK.repeat_interleave(num_texts, 0), sources.repeat(num_before, 1)
+        return torch.cat([*parts, padding, targets.repeat(num_before, 1)], dim=1)
+
+    @property
+    def _columns(self) -> int:
+        return self.protocol.source - self.trigger_tokens
+
+
+def layout_for(
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    length: int,
+    windows: Sequence[Window],
+    protocol: AttackProtocol | None,
+) -> TriggerLayout | SourceTriggerLayout:
+    """Return how triggers of a length lie before the documents of a protocol.
+
+    Raises:
+        UsageError: too little of the text is left.
+    """
+    if isinstance(protocol, SourceProtocol):
+        return SourceTriggerLayout(protocol, length)
+    return TriggerLayout.for_model(model, vocabulary, length, windows)
+
+
+@dataclass(frozen=True)
 class TriggerProblem:
     """What a trigger is searched on: a frozen model, the tokens that may be written, and the search documents."""
 
     target: Target
-    layout: TriggerLayout
+    layout: "TriggerLayout | SourceTriggerLayout"
     vocabulary: Vocabulary
     texts_XT: Tensor  # noqa: N815 - shape suffix, X search documents
 
@@ -295,7 +417,7 @@ def on_all(problem: TriggerProblem, trigger: list[int]) -> tuple[float | None, i
     """Return the NLL of all search documents after a trigger, nats per scored token or None, and what it cost."""
     sequences_XL = problem.layout.join(torch.tensor([trigger], dtype=torch.int64), problem.texts_XT)
     nats = float(problem.target.over(problem.layout.scored(len(trigger))).nats(sequences_XL).sum())
-    num_scored = len(sequences_XL) * (problem.layout.text_tokens - SKIPPED)
+    num_scored = sum(problem.layout.num_scored(text_T) for text_T in problem.texts_XT)
     return nats / num_scored if math.isfinite(nats) else None, forward_tokens(*sequences_XL.shape)
 
 
@@ -304,6 +426,7 @@ def search_trigger(
     model: nn.Module,
     vocabulary: Vocabulary,
     windows: Sequence[Window],
+    protocol: AttackProtocol | None = None,
     *,
     state_path: Path | None = None,
     stop: StopFlag | None = None,
@@ -314,9 +437,10 @@ def search_trigger(
 
     Args:
         attack: the search.
-        model: causal language model, in fp32; frozen meanwhile, then as it was.
+        model: causal or encoder-decoder language model, in fp32; frozen meanwhile, then as it was.
         vocabulary: tokens that may be written.
         windows: search documents.
+        protocol: that they were cut to, where they are pairs.
         state_path: where the state is saved after each step, and continued from.
         stop: read between steps.
         batch_size: sequences in one forward pass; halved when memory runs out.
@@ -332,11 +456,12 @@ def search_trigger(
     """
     if not windows:
         raise UsageError("attacks.triggers: there is no search document that is long enough")
-    layout = TriggerLayout.for_model(model, vocabulary, attack.length, windows)
-    texts_XT = torch.stack([torch.from_numpy(window.tokens[: layout.text_tokens]) for window in windows])
-    identity = {"attack": repr(attack), "texts": records.hash_json([layout.bos, texts_XT.tolist()])}
+    layout = layout_for(model, vocabulary, attack.length, windows, protocol)
+    texts_XT = layout.texts(windows)
+    identity = {"attack": repr(attack), "texts": records.hash_json([layout.identity, texts_XT.tolist()])}
     with frozen(model):
-        problem = TriggerProblem(Target(model, layout.scored(attack.length), batch_size), layout, vocabulary, texts_XT)
+        target = Target(model, layout.scored(attack.length), batch_size, layout.pairs)
+        problem = TriggerProblem(target, layout, vocabulary, texts_XT)
         num_steps = attack.restarts * (attack.num_iterations(problem) + 2)
         state = _saved(state_path, identity) or attack.start()
         while not attack.is_done(state):

@@ -47,6 +47,14 @@ def load_start(context: Context, arm: str) -> PreTrainedModel:
     return load_end(context, start, context.experiment.attacks.checkpoint)
 
 
+def load_teacher(context: Context, arm: str) -> PreTrainedModel:
+    """Return what an arm distills: the model that it starts from, as it is before its constraint."""
+    model = load_start(context, arm)
+    if context.experiment.training_of(arm).precision == "pure_bf16":
+        model.bfloat16()
+    return model
+
+
 def start_constrained(
     context: Context, arm: str, weights_follow: bool = False
 ) -> tuple[PreTrainedModel, Constraint | None]:

@@ -129,10 +129,25 @@ def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> f
     if machine.device == "cpu":
         kept *= FRAGMENTATION
     logits = _logits(rows * (length - 1) * shape.vocabulary, machine.precision)
+    if recipe.distill.share:
+        divided = machine.devices if recipe.parallel == "fsdp" else 1
+        states += width * parameters / divided
+        logits += _teaching(shape, recipe, rows, length)
     if not copies:
         return states + kept + logits
     save = 2 * min(SHARD, width * 2 * parameters)
     return states + kept + max(logits, save)
+
+
+def _teaching(shape: ModelShape, recipe: Training, rows: int, length: int) -> float:
+    """Return what a distilled step holds beside a plain one and its teacher's weights.
+
+    Where blocks are matched: the teacher's states, and differences that the backward pass needs. Where predictions are:
+    the teacher's logits, both log-softmaxes, and gradients of one.
+    """
+    blocks = 8 * shape.hidden * shape.layers * rows * length if recipe.distill.blocks else 0
+    logits = 20 * rows * (length - 1) * shape.vocabulary if recipe.distill.logits else 0
+    return max(blocks, logits) + _inference(shape, rows * length, 0)
 
 
 def _activations(shape: ModelShape, recipe: Training, machine: Machine, rows: int, length: int) -> float:

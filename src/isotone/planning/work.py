@@ -77,12 +77,23 @@ def _training(sizes: Sizes, arm: str) -> Work:
     validations += math.ceil(recipe.epochs)
     rows = min(recipe.validation_rows, int(sizes.corpus.document_tokens["validation"].sum()) // length)
     weights = sizes.weight_bytes(recipe)
-    return _start(sizes, arm) + Work(
-        train=steps * training_flops(shape, batch, length, recipe.gradient_checkpointing),
-        evaluate=validations * forward_flops(shape, rows, length, length),
-        optimizer=steps * (shape.num_parameters + 2 * sizes.constrained(arm)),
-        saved=weights + 3 * weights * num_saves(recipe, steps),
+    return (
+        _start(sizes, arm)
+        + Work(
+            train=steps * training_flops(shape, batch, length, recipe.gradient_checkpointing),
+            evaluate=validations * forward_flops(shape, rows, length, length),
+            optimizer=steps * (shape.num_parameters + 2 * sizes.constrained(arm)),
+            saved=weights + 3 * weights * num_saves(recipe, steps),
+        )
+        + _teaching(sizes, arm, steps * batch)
     )
+
+
+def _teaching(sizes: Sizes, arm: str, rows: int) -> Work:
+    """Return the loading of a teacher, and its passes over its share of the rows that a training reads."""
+    share, length = sizes.experiment.training_of(arm).distill.share, sizes.experiment.data.sequence_length
+    passes = Work(train=float(share) * forward_flops(sizes.shape, rows, length, length))
+    return passes + _start(sizes, arm) if share else Work()
 
 
 def _matching(sizes: Sizes, arm: str) -> Work:

@@ -153,11 +153,13 @@ def _attacked_text(arm: str, row: Row | None, texts: TokenTexts) -> AttackedText
 
 
 def _pieces(row: Row, texts: TokenTexts) -> Iterable[Piece]:
-    """Yield the document's tokens in order; the last are scored, the gap lies before them."""
-    first_scored = len(row["clean_ids"]) - row["scored_tokens"]
-    first_gap = first_scored - row["delta_by_offset"]["gap"]["tokens"]
+    """Yield the document's tokens in order; the last are scored, the gap lies before them. Padding is left out."""
+    ids, num_scored = row["clean_ids"], row["scored_tokens"]
+    first_scored = row.get("first_label", len(ids) - num_scored)  # of a pair, the target's first
+    first_gap = first_scored - row["delta_by_offset"].get("gap", {"tokens": 0})["tokens"]
     new_of = {position: new for position, _, new in row["edits"]}
-    for position, token in enumerate(row["clean_ids"]):
+    for position in (*range(row.get("source_tokens", first_scored)), *range(first_scored, first_scored + num_scored)):
+        token = ids[position]
         if position in new_of:
             yield Piece("flip", texts[new_of[position]], old=texts[token])
         elif position < first_gap:

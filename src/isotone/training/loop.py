@@ -10,6 +10,7 @@ Shapes: B rows, L tokens of a row.
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +37,7 @@ from isotone.training.checkpoint import (
     trainable_parameters,
     weights_of,
 )
+from isotone.training.distill import Distillation
 from isotone.training.distributed import ALONE, Team
 from isotone.training.memory import is_out_of_memory
 from isotone.training.metrics import MetricsLog
@@ -68,6 +70,8 @@ class Trainer:
         edit: returns what the model reads in the place of a step's rows, which stay the labels; None: the rows.
         pairs: the model is an encoder-decoder and the rows are laid out so; the loss is the mean over a step's target
             tokens, whatever micro-batches and processes they are in.
+        teacher: brings what ``recipe.distill`` learns from into memory, on the model's device; needed where it has a
+            share of the steps.
 
     Raises:
         UsageError: the data has fewer rows than one effective batch, or the processes cannot share one evenly.
@@ -92,6 +96,7 @@ class Trainer:
         team: Team = ALONE,
         edit: Callable[[Tensor, int], Tensor] | None = None,
         pairs: PairLayout | None = None,
+        teacher: Callable[[], nn.Module] | None = None,
     ):
         self.model, self.recipe, self.constraint, self.seed = model, recipe, constraint, seed
         self.team, self.stop = team, team.stop_flag(stop)
@@ -118,10 +123,11 @@ class Trainer:
             "autocast": str(autocast),
         }
         self.divided = team.size > 1 and recipe.parallel == "fsdp"
-        if self.divided:
-            from isotone.training.sharding import shard
-
-            shard(model, constraint, team)
+        self._divide(model, constraint)
+        self.distillation: Distillation | None = None
+        if recipe.distill.share:
+            assert teacher is not None
+            self.distillation = Distillation(recipe.distill, teacher, self._divide, self.total_steps, pairs)
         self.trainable = trainable_parameters(model, constraint)
         self.optimizer = build_optimizer(self.trainable, recipe, set(constraint.names) if constraint else set())
         self.device = next(model.parameters()).device
@@ -131,6 +137,12 @@ class Trainer:
         self._saved = (-1, False)  # step, and whether its validation is in
         self._saved_at = 0.0
         self._slowest_s = {"step": 0.0, "validation": 0.0, "save": 0.0}
+
+    def _divide(self, model: nn.Module, constraint: Any = None) -> None:
+        if self.divided:
+            from isotone.training.sharding import shard
+
+            shard(model, constraint, self.team)
 
     # --- the course of a run -----------------------------------------------------------------------------------------
 
@@ -174,13 +186,15 @@ class Trainer:
                 return None
             if reason := self.stop.requested or self._why_budget_ends():
                 return reason
+            if self.distillation:
+                self.distillation.prepare(self.step)
             began = time.monotonic()
-            loss = self._with_less_memory(self._gradients)
-            if loss is None:
+            losses = self._with_less_memory(self._gradients)
+            if losses is None:
                 return self.stop.requested
             if not self.divided:  # there the backward pass has summed them
                 self.team.sum_gradients(self.model.parameters())
-            self._apply_gradients(self.team.total(loss))
+            self._apply_gradients({name: self.team.total(loss) for name, loss in losses.items()})
             self._took("step", began)
 
     def _why_budget_ends(self) -> str | None:
@@ -207,30 +221,40 @@ class Trainer:
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
-    def _gradients(self) -> Tensor | None:
-        """Sum the step's gradients over its micro-batches; return the mean loss, None if a stop is requested.
+    def _gradients(self) -> dict[str, Tensor] | None:
+        """Sum the step's gradients over its micro-batches; return the mean losses, None if a stop is requested.
+
+        ``loss`` is what the gradients are of; where something is distilled, its parts have their own names.
 
         Of several processes each takes its share of the rows, and its part of the sums. Where a share fills whole
         micro-batches, those are the ones that a single process makes, with the same random streams.
         """
         self._forget_gradients()
         ids_BL = self.batches.at(self.step)
-        num_labels = self._num_labels(ids_BL)
+        losses_of = self._losses_of(ids_BL)
         read_BL = self.edit(ids_BL, self.step) if self.edit else ids_BL
         both = [self.team.share_of(each).to(self.device).split(self.micro_batch.rows) for each in (read_BL, ids_BL)]
         parts = list(zip(*both, strict=True))
-        loss = torch.zeros((), dtype=torch.float32, device=self.device)
+        losses: dict[str, Tensor] = {}
         for number, (part_BL, labels_BL) in enumerate(parts, self.team.rank * len(parts)):
             if self.stop.requested:
                 return None
             seed_streams(self.seed, "train", self.step, number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                part_loss = self._nll(part_BL, labels_BL).sum() / num_labels
+                found = losses_of(part_BL, labels_BL)
             self.micro_batch.watch()  # here activations are in memory
-            part_loss.backward()
-            loss += part_loss.detach()
+            found["loss"].backward()
+            for name, loss in found.items():
+                losses[name] = losses.get(name, torch.zeros_like(loss)) + loss.detach()
         self.team.agree()
-        return loss
+        return losses
+
+    def _losses_of(self, ids_BL: Tensor) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        """Return what computes a micro-batch's part of the losses of a step: of what is read, and of its labels."""
+        if self.distillation and self.distillation.phase:
+            return partial(self.distillation.losses, self.model, counts=self.distillation.counts(ids_BL))
+        num_labels = self._num_labels(ids_BL)
+        return lambda part_BL, labels_BL: {"loss": self._nll(part_BL, labels_BL).sum() / num_labels}
 
     def _nll(self, read_BL: Tensor, labels_BL: Tensor | None = None) -> Tensor:
         """Return the loss of every label [B, T]; that of a pair's padding is 0, and columns of it are left out."""
@@ -242,7 +266,7 @@ class Trainer:
     def _num_labels(self, ids_BL: Tensor) -> int:
         return ids_BL.shape[0] * (ids_BL.shape[1] - 1) if self.pairs is None else self.pairs.num_scored(ids_BL)
 
-    def _apply_gradients(self, loss: Tensor) -> None:
+    def _apply_gradients(self, losses: dict[str, Tensor]) -> None:
         """Make the optimizer's step; a lack of memory is not met here, for its state is allocated beforehand."""
         rate = learning_rate(self.recipe, self.step, self.total_steps)
         if self.constraint is not None:
@@ -250,7 +274,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.trainable.values(), self.recipe.clip)
         if self.divided:
             norm = norm.full_tensor()  # type: ignore[attr-defined]
-        loss_value, norm_value = loss.item(), norm.item()
+        values, norm_value = {name: loss.item() for name, loss in losses.items()}, norm.item()
+        loss_value = values["loss"]
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             if self.team.is_first:
                 self.metrics.flush()
@@ -268,7 +293,7 @@ class Trainer:
         self._forget_gradients()
         self.step += 1
         self.budget.spend(1, self.batches.steps_per_epoch)
-        self._record(loss=loss_value, lr=rate, grad_norm=norm_value, tokens=self.batches.tokens(self.step))
+        self._record(**values, lr=rate, grad_norm=norm_value, tokens=self.batches.tokens(self.step))
         if self.progress:
             self.progress(self.step, f"loss {loss_value:.3f}")
 

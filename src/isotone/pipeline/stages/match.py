@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from isotone.pipeline.arms import (
     first_token,
     load_end,
     load_start,
+    load_teacher,
     prefix_protocol,
     random_prefix,
     start_constrained,
@@ -211,6 +213,7 @@ def _train_past(
         identity={"configuration": records.hash_json(part), "start": context.inputs_hash},
         autocast=recipe.precision == "bf16",
         edit=random_prefix(context, start, learner),
+        teacher=partial(load_teacher, context, start),
     )
     every = recipe.validate_every_steps or math.ceil(trainer.total_steps / EVALUATIONS)
     with context.progress(trainer.total_steps, "step") as bar:

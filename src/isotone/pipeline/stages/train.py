@@ -1,12 +1,13 @@
 """Stages 2 and 3: train one arm; the same data in the same order and the same budget for all."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from isotone import records
 from isotone.data.packed import open_packed
 from isotone.errors import Stopped
-from isotone.pipeline.arms import random_prefix, start_constrained
+from isotone.pipeline.arms import load_teacher, random_prefix, start_constrained
 from isotone.pipeline.context import Context
 from isotone.pipeline.slices import config_slice
 from isotone.training import Trainer, TrainResult
@@ -40,6 +41,7 @@ def run(context: Context) -> list[Path]:
         team=context.team,
         edit=random_prefix(context, context.arm_name, model),
         pairs=data.pairs,
+        teacher=partial(load_teacher, context, context.arm_name),
     )
     if context.team.is_first:
         with context.progress(trainer.total_steps, "step") as bar:
