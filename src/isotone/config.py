@@ -14,7 +14,7 @@ from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
-Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "unchanged"]
+Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
 Activation = Literal["relu", "monotone_gelu"]
 Layers = (
@@ -177,7 +177,7 @@ class Constraint(Part):
     enforce: bool = True
     """False (a control): only the start; the weights are then trained like any others and may become negative."""
     calibration_rows: Count = 64
-    """Training rows that ``calibrated_shift`` is fitted on."""
+    """Training rows that ``calibrated_shift`` and ``nnls`` are fitted on."""
 
     @model_validator(mode="after")
     def _named_or_given(self) -> "Constraint":

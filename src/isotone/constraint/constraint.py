@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.architectures import projections_of
-from isotone.constraint.calibration import calibrated_shift
+from isotone.constraint.calibration import calibrated_shift, require_enough
 from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
-from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
+from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
 from isotone.constraint.layers import Layers, resolve_layers
+from isotone.constraint.nnls import Fit, nnls
 from isotone.constraint.parametrization import PARAMETRIZATIONS, Annealed, Parametrization, Projection, Scale
 from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
@@ -43,6 +44,7 @@ class Constraint:
         initialization: where they started.
         layers: indices of the blocks in which they are constrained; None: in all.
         anneal: share of all steps in which the constraint comes, as W = W⁺ − λW⁻ with λ from 1 to 0; None: at once.
+        fits: how well ``nnls`` fitted each module, by its full path; empty after other starts, and when restored.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Constraint:
     ):
         self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
         self.layers, self.anneal = layers, anneal
+        self.fits: dict[str, Fit] = {}
         self._map: Parametrization = PARAMETRIZATIONS[parametrization] if anneal is None else Annealed()
         self._weights = dict(weights)
         self._masters: dict[str, nn.Parameter] = {}
@@ -234,6 +237,7 @@ def constrain(
     layers: Layers | None = None,
     activation: str | None = None,
     anneal: float | None = None,
+    weights_follow: bool = False,
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
 
@@ -245,13 +249,14 @@ def constrain(
         parametrization: how a weight is kept non-negative.
         initialization: where the constrained weights start.
         generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
-        calibration_rows_NL: token ids that ``calibrated_shift`` is fitted on.
+        calibration_rows_NL: token ids that ``calibrated_shift`` and ``nnls`` are fitted on.
         pairs: how these rows lie, where the model is an encoder-decoder.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
         layers: the blocks in which weights are constrained: indices, ``first:N``, ``last:N`` or a slice; None: all.
         activation: ``relu`` or ``monotone_gelu``, put in the place of the activation in these blocks; None: kept.
         anneal: share of a training's steps in which the constraint comes; of ``projection`` from ``unchanged`` weights.
+        weights_follow: a checkpoint's weights will be loaded next, so nothing is fitted on calibration text.
 
     Returns:
         The constraint, also kept at ``model.isotone_constraint``.
@@ -266,17 +271,16 @@ def constrain(
         raise UsageError("constraint: the model is constrained already; fold it first")
     modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
     undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
+    fits: dict[str, Fit] = {}
     try:
-        if initialization in ("shift", "calibrated_shift"):
-            margin = margin_for(parametrization)
-            if initialization == "shift":
-                shift(model, networks, modules, margin, will_train, generator)
-            elif calibration_rows_NL is None:
-                raise UsageError(
-                    "constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on"
-                )
+        if initialization == "shift":
+            shift(model, networks, modules, margin_for(parametrization), will_train, generator)
+        elif initialization in FITTED and not weights_follow:
+            rows_NL = require_enough(calibration_rows_NL, modules, initialization, pairs)
+            if initialization == "nnls":
+                fits = nnls(model, networks, modules, rows_NL, pairs)
             else:
-                calibrated_shift(model, networks, modules, calibration_rows_NL, margin, pairs)
+                calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs)
         elif initialization != "unchanged":
             _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
     except UsageError:
@@ -285,6 +289,7 @@ def constrain(
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
     chosen = resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None
     constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen, anneal)
+    constraint.fits = fits
     _remember(model, constraint)
     return constraint
 
