@@ -10,11 +10,11 @@ from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
 from isotone.config_sweep import axis_problem
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
-from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
+from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
-Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "unchanged"]
+Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
 Activation = Literal["relu", "monotone_gelu"]
 Layers = (
@@ -23,6 +23,9 @@ Layers = (
 )
 Checkpoint = Literal["best", "last"]
 Matching = Literal["temperature", "noise", "undertrained"]
+
+NO_ARMS = ("pretrained", "random")
+"""What an arm starts from that is no other arm's end."""
 
 BIBLE_PAIRS = "bible-pairs"
 """The ``data.source`` of the bundled pairs."""
@@ -46,6 +49,27 @@ class Model(Part):
     """Run Python code that comes with the model."""
 
 
+class PairSource(Part):
+    """One of several sources of pairs: to train on, or to be held out."""
+
+    source: str
+    """A file or folder (jsonl, jsonl.gz, jsonl.zst, parquet), or a hub data set."""
+    source_field: str
+    """The field that an encoder-decoder reads."""
+    target_field: str
+    """The field that it is to write."""
+    use: Literal["train", "test"]
+    """train: the splits train and validation; test: test, attack_search and attack_test. Shares stay in proportion."""
+    config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str = "train"
+    """Split of the hub data set that pairs are taken from."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub data set; setup records the commit."""
+    num_documents: Count | None = None
+    """Take only the first N pairs."""
+
+
 class Data(Part):
     """The corpus, its splits and its packing."""
 
@@ -60,6 +84,8 @@ class Data(Part):
     """The field that it is to write."""
     target_file: str | None = None
     """Text file whose lines are the targets of the lines of the text file ``source``: pairs, too."""
+    sources: tuple[PairSource, ...] = ()
+    """Several sources of pairs, instead of ``source``: some to train on, others to be held out."""
     source_prefix: str = ""
     """What is put before every source, such as "summarize: " for T5."""
     source_length: Annotated[int, Field(ge=2)] = 512
@@ -86,7 +112,8 @@ class Data(Part):
     @property
     def pairs(self) -> bool:
         """Whether a document is a source and a target, for an encoder-decoder."""
-        return self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        one = self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        return one or bool(self.sources)
 
     @property
     def row_length(self) -> int:
@@ -103,6 +130,15 @@ class Data(Part):
             raise ValueError(f"source: {BIBLE_PAIRS} has its own targets; leave source_field and target_file out")
         if self.target_file is not None and self.source_field is not None:
             raise ValueError("target_file: pairs are two text files, or two fields; leave one of them out")
+        if self.sources:
+            single = ("source", "source_field", "target_file", "config_name", "split", "revision", "num_documents")
+            for key in single:
+                if key in given and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: give it under sources, of which each has its own, or leave sources out")
+            if {part.use for part in self.sources} != {"train", "test"}:
+                raise ValueError("sources: some have use: train and some use: test; found one kind only")
+            if empty := [use for use, splits in USES.items() if not sum(self.fractions.get(s, 0) for s in splits)]:
+                raise ValueError(f"fractions: nothing is left of {', '.join(USES[empty[0]])} for use: {empty[0]}")
         wrong = ("text_field", "sequence_length") if self.pairs else ("source_prefix", "source_length", "target_length")
         for key in wrong:
             if key in given and getattr(self, key) != type(self).model_fields[key].default:
@@ -135,14 +171,26 @@ class Constraint(Part):
     """How a weight is kept non-negative; ``sign_frozen`` (a control) keeps it on the side of 0 where it starts."""
     initialization: Initialization | None = None
     """Where the constrained weights start; ``unchanged`` belongs to ``sign_frozen``."""
+    anneal: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Share of the steps in which the constraint comes: W = W⁺ − λW⁻ with λ from 1 to 0, from the unconstrained weights
+    (initialization unchanged, parametrization projection); then it holds strictly. None: it holds from the start."""
     enforce: bool = True
     """False (a control): only the start; the weights are then trained like any others and may become negative."""
     calibration_rows: Count = 64
-    """Training rows that ``calibrated_shift`` is fitted on."""
+    """Training rows that ``calibrated_shift`` and ``nnls`` are fitted on."""
 
     @model_validator(mode="after")
     def _named_or_given(self) -> "Constraint":
-        if self.recipe is None and (self.parametrization is None or self.initialization is None):
+        if self.anneal is not None:
+            for key, found, allowed in (
+                ("parametrization", self.parametrization, "projection"),
+                ("initialization", self.initialization, "unchanged"),
+            ):
+                if found not in (None, allowed):
+                    raise ValueError(f"{key}: found {found!r}, allowed with anneal: {allowed!r}, or leave it out")
+            if not self.enforce:
+                raise ValueError("enforce: false leaves nothing of anneal; leave one of them out")
+        elif self.recipe is None and (self.parametrization is None or self.initialization is None):
             raise ValueError("give either recipe, or both parametrization and initialization")
         if not self.enforce and self.parametrization == "sign_frozen":
             raise ValueError("enforce: false leaves nothing of parametrization sign_frozen; leave one of them out")
@@ -268,7 +316,8 @@ class Arm(Part):
     """One model of the experiment."""
 
     start: str = "pretrained"
-    """``pretrained``, or the name of the arm whose end this one starts from."""
+    """``pretrained``; ``random``: a model of the same configuration with new weights, drawn with the run's seed; or the
+    name of the arm whose end this one starts from."""
     constraint: Constraint | None = None
     """None: unconstrained."""
     train: bool = True
@@ -292,11 +341,30 @@ class Arm(Part):
     def needs(self) -> tuple[str, ...]:
         """The arms whose ends it is made from."""
         others = (self.start, self.matched_loss.to if self.matched_loss else "pretrained")
-        return tuple(dict.fromkeys(name for name in others if name != "pretrained"))
+        return tuple(dict.fromkeys(name for name in others if name not in NO_ARMS))
+
+
+class Rouge(Part):
+    """ROUGE-1, ROUGE-2 and ROUGE-Lsum of what an encoder-decoder writes for held-out sources."""
+
+    num_documents: Count | None = None
+    """Take only the first N pairs of those that are evaluated."""
+    beams: Count = 4
+    """Beams of the search; 1: greedy. Nothing is drawn at random."""
+    length_penalty: Number = 1.2
+    """Power of the length by which a beam's score is divided: above 0 longer texts gain."""
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 3
+    """No N-gram is written twice; 0: any may be."""
+    max_tokens: Count | None = None
+    """Most tokens of a written text; ``data.target_length`` unless given."""
+    batch_size: Count = 8
+    """Sources in one search; part of the result, as batches fix the rounding."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the documents for the intervals."""
 
 
 class Evaluation(Part):
-    """Held-out perplexity and bits per byte."""
+    """Held-out perplexity and bits per byte; of pairs, of the target, and ROUGE."""
 
     stride: Count | None = None
     """Tokens between windows; half the context unless given."""
@@ -311,6 +379,8 @@ class Evaluation(Part):
     """Take only the first N documents of the split."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)] = ("last", "best")
     """Which checkpoints of a trained arm are evaluated."""
+    rouge: Rouge | None = None
+    """Of pairs: what the checkpoint that is attacked writes. None: not measured."""
 
 
 class Protocol(Part):
@@ -492,7 +562,7 @@ class Attacks(Part):
 class Declared(Part):
     """A measure of every arm against the baseline, declared before it is looked at."""
 
-    metric: Literal["nll", "bits_per_byte", "delta_nll", "success_rate", "top1_change"]
+    metric: Literal["nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum", "delta_nll", "success_rate", "top1_change"]
     attack: str | None = None
     """None: of clean text. Else as results name it: hotflip, triggers, random_edits, a further one, or ensemble."""
     variant: str | None = None
@@ -500,7 +570,7 @@ class Declared(Part):
 
     @model_validator(mode="after")
     def _attack_where_something_is_attacked(self) -> "Declared":
-        clean = self.metric in ("nll", "bits_per_byte")
+        clean = self.metric in ("nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum")
         if clean and (self.attack or self.variant):
             raise ValueError(f"attack: {self.metric} is of clean text; leave attack and variant out")
         if not clean and self.attack is None:
@@ -585,11 +655,13 @@ class Experiment(Part):
     def _arms_fit_together(self) -> "Experiment":
         chooses = self.evaluation.split == "validation"  # a single arm of an experiment may stand alone then
         for name, arm in self.arms.items():
-            if not name.isidentifier() or name == "pretrained":
-                raise ValueError(f"arms.{name}: a name is made of letters, digits and _, and is not 'pretrained'")
-            if arm.start != "pretrained" and arm.start not in self.arms:
+            if not name.isidentifier() or name in NO_ARMS:
                 raise ValueError(
-                    f"arms.{name}.start: there is no arm {arm.start!r}; allowed: pretrained, {', '.join(self.arms)}"
+                    f"arms.{name}: a name is made of letters, digits and _, and is neither 'pretrained' nor 'random'"
+                )
+            if arm.start not in (*NO_ARMS, *self.arms):
+                raise ValueError(
+                    f"arms.{name}.start: there is no arm {arm.start!r}; allowed: {', '.join((*NO_ARMS, *self.arms))}"
                 )
             if not arm.train and arm.training != ArmTraining():
                 raise ValueError(f"arms.{name}.training: the arm is not trained (train: false)")
@@ -597,6 +669,8 @@ class Experiment(Part):
                 raise ValueError(
                     f"arms.{name}.constraint.enforce: false says how the arm is trained; it has train: false"
                 )
+            if not arm.train and arm.constraint and arm.constraint.anneal is not None:
+                raise ValueError(f"arms.{name}.constraint.anneal: comes with training; the arm has train: false")
             if arm.matched_loss:
                 self._require_matchable(name, arm, arm.matched_loss)
             if self.training_of(name).precision == "pure_bf16" and (
@@ -617,6 +691,16 @@ class Experiment(Part):
                 f"attacks.hotflip.flips: {self.attacks.hotflip.flips} flips do not fit the "
                 f"{self.attacks.protocol.prefix - 1} attackable tokens of attacks.protocol.prefix"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rouge_has_pairs(self) -> "Experiment":
+        if self.evaluation.rouge is not None and not self.data.pairs:
+            raise ValueError("evaluation.rouge: only of pairs (data.source_field); set it to null")
+        if self.evaluation.rouge is None and (
+            asked := [d.metric for d in self.analysis.family if d.metric.startswith("rouge")]
+        ):
+            raise ValueError(f"analysis.family: {asked[0]} is never measured; give evaluation.rouge")
         return self
 
     @model_validator(mode="after")

@@ -54,7 +54,7 @@ class Sizes:
     def constrained(self, arm: str) -> int:
         """Return the constrained weights that have masters beside them; none where the weights are projected."""
         constraint = self.experiment.arms[arm].held
-        if constraint is None or constraint.parametrization in ("projection", "sign_frozen"):
+        if constraint is None or constraint.anneal or constraint.parametrization in ("projection", "sign_frozen"):
             return 0
         if constraint.parametrization is None and constraint.recipe == "recommended" and not self.shape.layer_norm:
             return 0  # projection, too
@@ -66,7 +66,7 @@ class Sizes:
 
     def steps(self, recipe: Training) -> int:
         """Return the optimizer steps of a training."""
-        rows = int(self.corpus.train_tokens) // self.experiment.data.sequence_length
+        rows = int(self.corpus.train_tokens) // self.experiment.data.row_length
         per_epoch = max(1, rows // (recipe.micro_batch * recipe.accumulation))
         return math.ceil(epochs_as_fraction(recipe.epochs) * per_epoch)
 
