@@ -72,7 +72,7 @@ def test_the_data_is_packed_once_for_all_points(finished: Path) -> None:
 
 def test_status_shows_every_point_and_the_table(finished: Path) -> None:
     rows = sweep_status(SweepDirectory(finished / "tiny/sweep"))
-    assert [row["state"] for row in rows].count("complete") == 5
+    assert [row["state"] for row in rows].count("complete") == 6
     assert [row["state"] for row in rows].count("refused") == 2
     assert rows[-1]["node"] == "table"
 
