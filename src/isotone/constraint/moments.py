@@ -1,10 +1,10 @@
 """Means and variances of a constrained network brought to what the original's are, for any start.
 
-Weights of one sign shift the means of units and spread or shrink them. Each row of a constrained matrix is multiplied by a
-positive number, so that what it puts out varies as much as in the original network on the same input, and its bias takes
-up the mean; a module without a bias keeps the mean that it gets. Networks are visited in the order of the computation, the
-second projection after the first. A row that puts out a constant, here or there, stays as it is. Shapes: T tokens, m
-outputs of a matrix.
+Weights of one sign shift the means of units and spread or shrink them. Each row of a constrained matrix is multiplied
+by a positive number, so that what it puts out varies as much as in the original network on the same input, and its bias
+takes up the mean; a module without a bias keeps the mean that it gets. Networks are visited in the order of the
+computation, the second projection after the first. A row that puts out a constant, here or there, stays as it is.
+Shapes: T tokens, m outputs of a matrix.
 """
 
 from collections.abc import Sequence

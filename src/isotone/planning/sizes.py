@@ -54,7 +54,7 @@ class Sizes:
     def constrained(self, arm: str) -> int:
         """Return the constrained weights that have masters beside them; none where the weights are projected."""
         constraint = self.experiment.arms[arm].held
-        if constraint is None or constraint.parametrization in ("projection", "sign_frozen"):
+        if constraint is None or constraint.anneal or constraint.parametrization in ("projection", "sign_frozen"):
             return 0
         if constraint.parametrization is None and constraint.recipe == "recommended" and not self.shape.layer_norm:
             return 0  # projection, too
