@@ -187,6 +187,8 @@ def sweep(
     overrides: SetOption = [],  # noqa: B006
     only: Annotated[str | None, typer.Option(metavar="PART", help="A point's id, setup or table: this alone.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and what they cost.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit it, one element of an array a point.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Take the sweep's jobs out of the queue.")] = False,
     site: SiteOption = None,
     max_minutes_per_run: Annotated[
         float | None, typer.Option(metavar="X", min=0, help="Stop, with everything saved, after X minutes.")
@@ -202,6 +204,14 @@ def sweep(
         from isotone.sweep.cost import format_cost
 
         print(format_cost(config, chosen_seed, site, out))
+    if slurm or cancel:
+        from isotone.slurm.sweeping import cancel_sweep, show_sweep, submit_sweep
+
+        if cancel:
+            cancel_sweep(config.name, out)
+        else:
+            (show_sweep if dry_run else submit_sweep)(config, chosen_seed, site, out)
+    if dry_run or slurm or cancel:
         return
     from isotone.sweep.running import Sweeping, run_sweep
 
