@@ -28,6 +28,12 @@ def annealed(name: str = "arcee", share: float = 0.5) -> tuple[Any, Any]:
     return model, constrain(model, "mlp_both", "projection", "unchanged", anneal=share)
 
 
+def test_hooks_that_do_not_know_the_step_are_refused() -> None:
+    model, constraint = annealed()
+    with pytest.raises(UsageError, match="call advance"):
+        constraint.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
 def test_it_starts_from_the_model_as_it_is() -> None:
     model, constraint = annealed()
     assert torch.equal(logits(model), logits(tiny_model("arcee")))
