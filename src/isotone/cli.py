@@ -427,8 +427,8 @@ def _measured_lines(measured: dict[str, Any] | None) -> Iterator[str]:
     )
     for name, found in measured["probes"].items():
         yield (
-            f"measured, not proved: {name}: {found['monotone']:.1%} of {found['n']} outputs moved one way with every dose; "
-            f"control {found['control']:.1%}, chance {measured['chance']:.1%}"
+            f"measured, not proved: {name}: {found['monotone']:.1%} of {found['n']} outputs moved one way with every "
+            f"dose; control {found['control']:.1%}, chance {measured['chance']:.1%}"
         )
 
 
