@@ -2,7 +2,7 @@
 
 A certificate speaks of ordered pairs of inputs of one network. *Premise*: one token of a text is replaced; of the pairs
 of network inputs, before and after, that differ, how many are ordered coordinatewise. *Order probes*: something is done
-to a text in growing doses, and an output moves monotonically if every further dose moves it the same way. Every probe has
+to a text in growing doses; an output moves monotonically if every further dose moves it the same way. Every probe has
 a control that does as much without an order, and of the same length: a longer text alone moves outputs. All of it is
 measured on texts; nothing is proved.
 
