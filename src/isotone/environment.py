@@ -12,7 +12,8 @@ from typing import Any
 from isotone.errors import UsageError
 
 PACKAGES = (
-    "isotone", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy", "pydantic", "rouge-score",
+    "isotone", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy", "pydantic",
+    "rouge-score",
 )  # fmt: skip
 """Whose versions can change a figure."""
 
