@@ -372,12 +372,14 @@ def constrain(
     scope: Annotated[str, typer.Option(help="Which projections.")] = "mlp_both",
     parametrization: Annotated[str, typer.Option(help="How weights are kept non-negative.")] = "scaled_softplus",
     initialization: Annotated[str, typer.Option(help="Where they start.")] = "absolute",
+    layers: Annotated[str | None, typer.Option(help="Only in these blocks: 0,2 or first:N, last:N, A:B.")] = None,
+    activation: Annotated[str | None, typer.Option(help="In the place of the model's: relu, monotone_gelu.")] = None,
     debug: DebugOption = False,
 ) -> None:
     """Constrain a model's feed-forward weights and write it as a plain folder with its certificate."""
     from isotone.pipeline.export import constrain_to_folder
 
-    certificate = constrain_to_folder(model, out, scope, parametrization, initialization)
+    certificate = constrain_to_folder(model, out, scope, parametrization, initialization, layers, activation)
     print(f"{out}: {certificate.verdict}")
 
 

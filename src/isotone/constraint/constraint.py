@@ -194,7 +194,13 @@ class Constraint:
             self._scales[name] = divide(scale, weight) if isinstance(scale, Tensor) else scale
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let every step of an optimizer pull back before it and push after it."""
+        """Let every step of an optimizer pull back before it and push after it.
+
+        Raises:
+            UsageError: the constraint is annealed, and an optimizer does not know how far its training has come.
+        """
+        if self.anneal is not None:
+            raise UsageError("constraint.anneal: call advance(step, total_steps) after each step; attach() cannot")
         optimizer.register_step_pre_hook(lambda *_: self.pull_back())
         optimizer.register_step_post_hook(lambda *_: self.push())
 
