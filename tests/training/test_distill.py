@@ -144,6 +144,18 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert outcome(tmp_path / "True") == outcome(tmp_path / "False")
 
 
+@pytest.mark.parametrize("phase", ["blocks", "logits"])
+def test_under_autocast_losses_are_of_fp32_and_near_those_without(phase: str) -> None:
+    model, other = tiny_model("arcee"), tiny_model("arcee", seed=1)
+    plain = distilled(model, other, Distill(**{phase: 1.0}), tokens())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distilled(model, other, Distill(**{phase: 1.0}), tokens())
+        same = distilled(model, model, Distill(**{phase: 1.0}), tokens())
+    assert {loss.dtype for loss in found.values()} == {torch.float32}
+    assert found[phase].item() == pytest.approx(plain[phase].item(), rel=0.05)
+    assert same[phase].item() == pytest.approx(0, abs=1e-6)
+
+
 def test_no_room_for_a_teacher_is_said() -> None:
     def no_room() -> nn.Module:
         raise RuntimeError("CUDA out of memory. Tried to allocate")
