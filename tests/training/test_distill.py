@@ -120,7 +120,14 @@ def test_the_teacher_is_in_memory_only_while_it_teaches(tmp_path: Path) -> None:
     a_trainer = trainer(tmp_path, recipe=RECIPE_2, teacher=teacher)
     taught = []
     distillation: Any = a_trainer.distillation
-    a_trainer.progress = lambda step, text: taught.append(distillation._teacher is not None)
+
+    def look(step: int, text: str) -> None:
+        taught.append(distillation._teacher is not None)
+        if taught[-1]:
+            assert not any(module.training for module in distillation._teacher.modules())
+            assert not any(p.requires_grad for p in distillation._teacher.parameters())
+
+    a_trainer.progress = look
     a_trainer.run()
     assert taught == [True] * 16 + [False] * 6
     finished = trainer(tmp_path, recipe=RECIPE_2, teacher=lambda: pytest.fail("nothing is left to teach"))
