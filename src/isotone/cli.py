@@ -180,6 +180,36 @@ def submit(
 
 
 @app.command()
+def sweep(
+    experiment: ExperimentArgument,
+    seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else the first of seeds.")] = None,
+    out: OutOption = Path("runs"),
+    overrides: SetOption = [],  # noqa: B006
+    only: Annotated[str | None, typer.Option(metavar="PART", help="A point's id, setup or table: this alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and what they cost.")] = False,
+    site: SiteOption = None,
+    max_minutes_per_run: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="Stop, with everything saved, after X minutes.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Try every combination of an experiment's sweep, choose on validation text, write best.yaml; again: continue."""
+    from isotone.config_io import load_experiment, resolve_seed
+
+    config = load_experiment(experiment, overrides)
+    chosen_seed = resolve_seed(config, seed)
+    if dry_run:
+        from isotone.sweep.cost import format_cost
+
+        print(format_cost(config, chosen_seed, site, out))
+        return
+    from isotone.sweep.running import Sweeping, run_sweep
+
+    directory = run_sweep(Sweeping(config, chosen_seed, out, only, max_minutes_per_run), _stop, _say)
+    print(f"COMPLETE: {directory.root}")
+
+
+@app.command()
 def status(run_folder: RunArgument, as_json: JsonOption = False, debug: DebugOption = False) -> None:
     """Show how every stage of a run stands, or of all seeds and their summary."""
     from isotone.pipeline.status import format_status

@@ -8,12 +8,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
+from isotone.config_sweep import axis_problem
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
-from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
+from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
-Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "unchanged"]
+Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
 Activation = Literal["relu", "monotone_gelu"]
 Layers = (
@@ -48,6 +49,27 @@ class Model(Part):
     """Run Python code that comes with the model."""
 
 
+class PairSource(Part):
+    """One of several sources of pairs: to train on, or to be held out."""
+
+    source: str
+    """A file or folder (jsonl, jsonl.gz, jsonl.zst, parquet), or a hub data set."""
+    source_field: str
+    """The field that an encoder-decoder reads."""
+    target_field: str
+    """The field that it is to write."""
+    use: Literal["train", "test"]
+    """train: the splits train and validation; test: test, attack_search and attack_test. Shares stay in proportion."""
+    config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str = "train"
+    """Split of the hub data set that pairs are taken from."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub data set; setup records the commit."""
+    num_documents: Count | None = None
+    """Take only the first N pairs."""
+
+
 class Data(Part):
     """The corpus, its splits and its packing."""
 
@@ -62,6 +84,8 @@ class Data(Part):
     """The field that it is to write."""
     target_file: str | None = None
     """Text file whose lines are the targets of the lines of the text file ``source``: pairs, too."""
+    sources: tuple[PairSource, ...] = ()
+    """Several sources of pairs, instead of ``source``: some to train on, others to be held out."""
     source_prefix: str = ""
     """What is put before every source, such as "summarize: " for T5."""
     source_length: Annotated[int, Field(ge=2)] = 512
@@ -88,7 +112,8 @@ class Data(Part):
     @property
     def pairs(self) -> bool:
         """Whether a document is a source and a target, for an encoder-decoder."""
-        return self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        one = self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        return one or bool(self.sources)
 
     @property
     def row_length(self) -> int:
@@ -105,6 +130,15 @@ class Data(Part):
             raise ValueError(f"source: {BIBLE_PAIRS} has its own targets; leave source_field and target_file out")
         if self.target_file is not None and self.source_field is not None:
             raise ValueError("target_file: pairs are two text files, or two fields; leave one of them out")
+        if self.sources:
+            single = ("source", "source_field", "target_file", "config_name", "split", "revision", "num_documents")
+            for key in single:
+                if key in given and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: give it under sources, of which each has its own, or leave sources out")
+            if {part.use for part in self.sources} != {"train", "test"}:
+                raise ValueError("sources: some have use: train and some use: test; found one kind only")
+            if empty := [use for use, splits in USES.items() if not sum(self.fractions.get(s, 0) for s in splits)]:
+                raise ValueError(f"fractions: nothing is left of {', '.join(USES[empty[0]])} for use: {empty[0]}")
         wrong = ("text_field", "sequence_length") if self.pairs else ("source_prefix", "source_length", "target_length")
         for key in wrong:
             if key in given and getattr(self, key) != type(self).model_fields[key].default:
@@ -140,7 +174,7 @@ class Constraint(Part):
     enforce: bool = True
     """False (a control): only the start; the weights are then trained like any others and may become negative."""
     calibration_rows: Count = 64
-    """Training rows that ``calibrated_shift`` is fitted on."""
+    """Training rows that ``calibrated_shift`` and ``nnls`` are fitted on."""
 
     @model_validator(mode="after")
     def _named_or_given(self) -> "Constraint":
@@ -297,8 +331,27 @@ class Arm(Part):
         return tuple(dict.fromkeys(name for name in others if name != "pretrained"))
 
 
+class Rouge(Part):
+    """ROUGE-1, ROUGE-2 and ROUGE-Lsum of what an encoder-decoder writes for held-out sources."""
+
+    num_documents: Count | None = None
+    """Take only the first N pairs of those that are evaluated."""
+    beams: Count = 4
+    """Beams of the search; 1: greedy. Nothing is drawn at random."""
+    length_penalty: Number = 1.2
+    """Power of the length by which a beam's score is divided: above 0 longer texts gain."""
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 3
+    """No N-gram is written twice; 0: any may be."""
+    max_tokens: Count | None = None
+    """Most tokens of a written text; ``data.target_length`` unless given."""
+    batch_size: Count = 8
+    """Sources in one search; part of the result, as batches fix the rounding."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the documents for the intervals."""
+
+
 class Evaluation(Part):
-    """Held-out perplexity and bits per byte."""
+    """Held-out perplexity and bits per byte; of pairs, of the target, and ROUGE."""
 
     stride: Count | None = None
     """Tokens between windows; half the context unless given."""
@@ -306,10 +359,15 @@ class Evaluation(Part):
     """Tokens in a window; the model's context, but at most 2,048, unless given."""
     batch_size: Count = 8
     """Windows in one forward pass."""
+    split: Literal["validation", "test"] = "test"
+    """Whose documents are scored. On validation text choices are made (``isotone sweep``): an experiment on it ends
+    there, with neither attacks nor results, and needs no baseline. What is concluded rests on test text."""
     num_documents: Count | None = None
-    """Take only the first N documents of the test split."""
+    """Take only the first N documents of the split."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)] = ("last", "best")
     """Which checkpoints of a trained arm are evaluated."""
+    rouge: Rouge | None = None
+    """Of pairs: what the checkpoint that is attacked writes. None: not measured."""
 
 
 class Protocol(Part):
@@ -516,7 +574,7 @@ class Attacks(Part):
 class Declared(Part):
     """A measure of every arm against the baseline, declared before it is looked at."""
 
-    metric: Literal["nll", "bits_per_byte", "delta_nll", "success_rate", "top1_change"]
+    metric: Literal["nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum", "delta_nll", "success_rate", "top1_change"]
     attack: str | None = None
     """None: of clean text. Else as results name it: hotflip, triggers, random_edits, a further one, or ensemble."""
     variant: str | None = None
@@ -524,7 +582,7 @@ class Declared(Part):
 
     @model_validator(mode="after")
     def _attack_where_something_is_attacked(self) -> "Declared":
-        clean = self.metric in ("nll", "bits_per_byte")
+        clean = self.metric in ("nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum")
         if clean and (self.attack or self.variant):
             raise ValueError(f"attack: {self.metric} is of clean text; leave attack and variant out")
         if not clean and self.attack is None:
@@ -552,6 +610,17 @@ class Analysis(Part):
     """Level of the family's corrected p; intervals stay at 95 %, and those of equivalence at 90 %."""
 
 
+class Sweep(Part):
+    """What ``isotone sweep`` tries: settings of arms, of which those that are best on validation text are chosen."""
+
+    arms: Annotated[dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]], Field(min_length=1)]
+    """By arm: its axes, each a dotted key of the arm (constraint.scope, training.lr) with the values to try; every
+    combination is a point. Unless the baseline has axes of its own, it gets those of training that the arms have, with
+    values between theirs until it has as many points as the arm with most."""
+    num_documents: Count | None = None
+    """Take only the first N documents of the validation split."""
+
+
 class Runtime(Part):
     """How the machine is used. auto values are resolved once, at the first start of a run, and kept."""
 
@@ -577,6 +646,8 @@ class Experiment(Part):
     attacks: Attacks = Attacks()
     analysis: Analysis = Analysis()
     runtime: Runtime = Runtime()
+    sweep: Sweep | None = None
+    """What ``isotone sweep`` tries; ``isotone run`` runs the arms as they are."""
     cluster: Cluster = Cluster()
     """What Slurm jobs ask for, over the site profile; no result depends on it."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)] = (42,)
@@ -625,6 +696,7 @@ class Experiment(Part):
 
     @model_validator(mode="after")
     def _arms_fit_together(self) -> "Experiment":
+        chooses = self.evaluation.split == "validation"  # a single arm of an experiment may stand alone then
         for name, arm in self.arms.items():
             if not name.isidentifier() or name == "pretrained":
                 raise ValueError(f"arms.{name}: a name is made of letters, digits and _, and is not 'pretrained'")
@@ -642,13 +714,14 @@ class Experiment(Part):
                 self._require_matchable(name, arm, arm.matched_loss)
             if self.training_of(name).precision == "pure_bf16" and (
                 arm.train
+                and not chooses
                 and not any(a.constraint and a.constraint.recipe == "published_bf16" for a in self.arms.values())
             ):
                 raise ValueError(
                     "training.precision: pure_bf16 freezes constrained weights near 0; only for recipe published_bf16"
                 )
         self._require_no_circle()
-        if "baseline" not in self.arms or self.arms["baseline"].constraint is not None:
+        if ("baseline" not in self.arms and not chooses) or self.arms.get("baseline", Arm()).constraint is not None:
             raise ValueError(
                 "arms.baseline: an unconstrained arm of this name is needed, all others are compared with it"
             )
@@ -658,6 +731,32 @@ class Experiment(Part):
                 f"attacks.hotflip.flips: {flips} flips do not fit the {protocol.num_attackable} attackable tokens of "
                 f"attacks.protocol.{'prefix' if protocol.source is None else 'source'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rouge_has_pairs(self) -> "Experiment":
+        if self.evaluation.rouge is not None and not self.data.pairs:
+            raise ValueError("evaluation.rouge: only of pairs (data.source_field); set it to null")
+        if self.evaluation.rouge is None and (
+            asked := [d.metric for d in self.analysis.family if d.metric.startswith("rouge")]
+        ):
+            raise ValueError(f"analysis.family: {asked[0]} is never measured; give evaluation.rouge")
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_has_axes_of_its_arms(self) -> "Experiment":
+        for name, axes in (self.sweep.arms if self.sweep else {}).items():
+            if name not in self.arms:
+                raise ValueError(f"sweep.arms.{name}: there is no such arm; allowed: {', '.join(self.arms)}")
+            arm = self.arms[name]
+            if arm.start != "pretrained" or arm.matched_loss:
+                raise ValueError(
+                    f"sweep.arms.{name}: the arm is made from another one's end; only arms that start from the "
+                    f"pretrained model can be swept"
+                )
+            for key, values in axes.items():
+                if problem := axis_problem(key, values, Arm, is_baseline=name == "baseline"):
+                    raise ValueError(f"sweep.arms.{name}.{key}: {problem}")
         return self
 
     @model_validator(mode="after")

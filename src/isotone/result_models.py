@@ -143,7 +143,8 @@ class ArmResult(_Result):
     perplexity: float | None
     bits_per_byte: float | None
     evaluation: dict[str, Any]
-    """By checkpoint: nll, perplexity and bits_per_byte with intervals, and what was left out."""
+    """By checkpoint: nll, perplexity and bits_per_byte with intervals, and what was left out; with ``rouge``: each
+    measure, and the same of the source itself under ``source_copied``."""
     hotflip: dict[str, Any] | None
     """The primary variant's entry, and every variant's under ``variants``."""
     triggers: dict[str, Any] | None
@@ -303,6 +304,63 @@ class AttackResults(_Result):
     arms: dict[str, dict[str, Any]]
 
 
+class Ratio(_Result):
+    """A perplexity over the best baseline's on the same validation documents, paired by document."""
+
+    value: float
+    ci95: Interval
+    n: int
+
+
+class SweepRemainder(_Result):
+    """What the attack suite found of a chosen point, where best.yaml was run: Δ of the baseline minus Δ of the arm at
+    equal clean loss, in nats per scored token."""
+
+    control: str
+    value: float
+    ci95: Interval
+
+
+class SweptPoint(_Result):
+    """One combination of a sweep's axes."""
+
+    id: str
+    arm: str
+    settings: dict[str, Any]
+    """Values by axis, a dotted key of the arm."""
+    state: str
+    """complete; refused (the combination does not fit); failed; or how far it is, as ``isotone status`` says."""
+    reason: str
+    """Why it is not complete, or cannot be chosen."""
+    nll: float | None = None
+    """Nats per token of validation text."""
+    perplexity: float | None = None
+    ratio: Ratio | None = None
+    certificate: str | None = None
+    """Verdict on the weights that it ended with."""
+    remainders: list[SweepRemainder] = []
+    """One a matched-loss control; empty where best.yaml was not run, or has no such control."""
+
+
+class SweepResults(_Result):
+    """sweep.json"""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    experiment: str
+    seed: int
+    checkpoint: str
+    """Which checkpoint is scored."""
+    points: list[SweptPoint]
+    chosen: dict[str, str]
+    """By arm the id of its point with the lowest validation loss; empty while a point is open."""
+    searched: dict[str, int]
+    """By arm, how many points were complete: the size of its search."""
+    notes: list[str]
+    """What a reader should know."""
+    found: dict[str, str]
+    """By point, what the table was made from: a hash of what it found, or how it ended."""
+
+
 PUBLISHED: dict[str, type[BaseModel]] = {
     "final_results": FinalResults,
     "evaluation_results": EvaluationResults,
@@ -317,7 +375,15 @@ SUMMARY = "summary"
 ATTACK = "attack_results"
 """Name of the schema of the file that ``isotone attack`` writes."""
 
-SCHEMAS: dict[str, type[BaseModel]] = {**PUBLISHED, SUMMARY: SummaryResults, ATTACK: AttackSuiteResults}
+SWEEP = "sweep"
+"""Name of the schema of the file that ``isotone sweep`` writes."""
+
+SCHEMAS: dict[str, type[BaseModel]] = {
+    **PUBLISHED,
+    SUMMARY: SummaryResults,
+    ATTACK: AttackSuiteResults,
+    SWEEP: SweepResults,
+}
 
 
 def json_schema(name: str) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.architectures import projections_of
-from isotone.constraint.calibration import calibrated_shift
+from isotone.constraint.calibration import calibrated_shift, require_enough
 from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
-from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
+from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
 from isotone.constraint.layers import Layers, resolve_layers
+from isotone.constraint.nnls import Fit, nnls
 from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection, Scale
 from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
@@ -38,6 +39,7 @@ class Constraint:
         parametrization: how they are kept non-negative.
         initialization: where they started.
         layers: indices of the blocks in which they are constrained; None: in all.
+        fits: how well ``nnls`` fitted each module, by its full path; empty after other starts, and when restored.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Constraint:
     ):
         self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
         self.layers = layers
+        self.fits: dict[str, Fit] = {}
         self._map = PARAMETRIZATIONS[parametrization]
         self._weights = dict(weights)
         self._masters: dict[str, nn.Parameter] = {}
@@ -187,6 +190,7 @@ def constrain(
     will_train: bool = True,
     layers: Layers | None = None,
     activation: str | None = None,
+    weights_follow: bool = False,
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
 
@@ -198,12 +202,13 @@ def constrain(
         parametrization: how a weight is kept non-negative.
         initialization: where the constrained weights start.
         generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
-        calibration_rows_NL: token ids that ``calibrated_shift`` is fitted on.
+        calibration_rows_NL: token ids that ``calibrated_shift`` and ``nnls`` are fitted on.
         pairs: how these rows lie, where the model is an encoder-decoder.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
         layers: the blocks in which weights are constrained: indices, ``first:N``, ``last:N`` or a slice; None: all.
         activation: ``relu`` or ``monotone_gelu``, put in the place of the activation in these blocks; None: kept.
+        weights_follow: a checkpoint's weights will be loaded next, so nothing is fitted on calibration text.
 
     Returns:
         The constraint, also kept at ``model.isotone_constraint``.
@@ -218,17 +223,16 @@ def constrain(
         raise UsageError("constraint: the model is constrained already; fold it first")
     modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
     undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
+    fits: dict[str, Fit] = {}
     try:
-        if initialization in ("shift", "calibrated_shift"):
-            margin = margin_for(parametrization)
-            if initialization == "shift":
-                shift(model, networks, modules, margin, will_train, generator)
-            elif calibration_rows_NL is None:
-                raise UsageError(
-                    "constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on"
-                )
+        if initialization == "shift":
+            shift(model, networks, modules, margin_for(parametrization), will_train, generator)
+        elif initialization in FITTED and not weights_follow:
+            rows_NL = require_enough(calibration_rows_NL, modules, initialization, pairs)
+            if initialization == "nnls":
+                fits = nnls(model, networks, modules, rows_NL, pairs)
             else:
-                calibrated_shift(model, networks, modules, calibration_rows_NL, margin, pairs)
+                calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs)
         elif initialization != "unchanged":
             _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
     except UsageError:
@@ -237,6 +241,7 @@ def constrain(
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
     chosen = resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None
     constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen)
+    constraint.fits = fits
     _remember(model, constraint)
     return constraint
 

@@ -12,6 +12,7 @@ from isotone.attacks import AttackProtocol, PrefixProtocol, SourceProtocol, Voca
 from isotone.config import Constraint as ConstraintConfig
 from isotone.config import Experiment, MatchedLoss
 from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
+from isotone.constraint.initialization import FITTED
 from isotone.data.packed import PackedData, open_packed
 from isotone.determinism import stream_key
 from isotone.matching import divide_logits
@@ -54,10 +55,17 @@ def load_teacher(context: Context, arm: str) -> PreTrainedModel:
     return model
 
 
-def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Constraint | None]:
+def start_constrained(
+    context: Context, arm: str, weights_follow: bool = False
+) -> tuple[PreTrainedModel, Constraint | None]:
     """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none).
 
     Where the constraint is only a start (``enforce: false``), the model has its weights and is free.
+
+    Args:
+        context: any node's view of the run.
+        arm: the arm's name.
+        weights_follow: a checkpoint's weights will be loaded next, so no start is fitted.
     """
     model, config = load_start(context, arm), context.experiment.arms[arm].constraint
     if context.experiment.training_of(arm).precision == "pure_bf16":
@@ -65,18 +73,19 @@ def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Cons
     if config is None:
         return model, None
     parametrization, initialization = combination(config, model)
-    calibration = _calibration_rows(context, config) if initialization == "calibrated_shift" else None
+    is_fitted = initialization in FITTED and not weights_follow
     constraint = constrain(
         model,
         config.scope,
         parametrization,
         initialization,
-        calibration_rows_NL=calibration,
+        calibration_rows_NL=_calibration_rows(context, config) if is_fitted else None,
         pairs=open_packed(context.run.data).pairs,
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
         layers=config.layers,
         activation=config.activation,
+        weights_follow=weights_follow,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed
@@ -94,8 +103,9 @@ def load_end(context: Context, arm: str, checkpoint: str) -> PreTrainedModel:
     """
     if matched := context.experiment.arms[arm].matched_loss:
         return _load_matched(context, arm, matched)
-    model, constraint = start_constrained(context, arm)
-    if (folder := end_folder(context, arm, checkpoint)) is not None:
+    folder = end_folder(context, arm, checkpoint)
+    model, constraint = start_constrained(context, arm, weights_follow=folder is not None)
+    if folder is not None:
         load_weights(folder, model, constraint)
     return nn.Module.float(fold(model)).eval()  # transformers' own refuses weights that came from a GGUF file
 

@@ -67,6 +67,9 @@ class Graph:
                 before = Node("constrain", name)
             if arm.train:
                 self._add(Node("train", name), before)
+        if experiment.evaluation.split == "validation":  # choices are made on it, and nothing is concluded
+            self.needs |= {Node("evaluate", name): (Node("setup"), self.end_of(name)) for name in self._arms}
+            return
         further = further_attacks(experiment)
         for kind in (*PER_ARM_MEASURES, *further):
             for name in self._arms:

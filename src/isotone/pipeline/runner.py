@@ -213,7 +213,9 @@ def _attempt(context: Context) -> None:
         outputs = _stage(node)(context)
         team.first(lambda: _write_record(context, outputs, started))
     except BaseException as error:
-        note({**entry, "ended": time.time(), "outcome": _outcome(error), "reason": str(error) or repr(error)})
+        code = getattr(error, "exit_code", 1)
+        ended = {"ended": time.time(), "outcome": _outcome(error), "exit_code": code}
+        note({**entry, **ended, "reason": str(error) or repr(error)})
         raise
     finally:
         timer.cancel()

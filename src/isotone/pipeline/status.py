@@ -63,7 +63,7 @@ def _status_over_seeds(directory: ExperimentDirectory) -> list[Row]:
 
 def seed_of(run: RunDirectory) -> int:
     """Return the seed that a run's folder is named for."""
-    return int(run.root.resolve().name.removeprefix("seed-"))
+    return int(run.root.resolve().name.rpartition("seed-")[2])
 
 
 def _last_attempts(run: RunDirectory) -> dict[str, Row]:

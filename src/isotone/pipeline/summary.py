@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from isotone import records
 from isotone.config import Experiment
 from isotone.environment import provenance
-from isotone.errors import BlockedError
+from isotone.errors import BlockedError, UsageError
 from isotone.over_seeds import SeedFindings, build_summary, other_documents
 from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.record import SCHEMA, fingerprint
@@ -41,8 +41,10 @@ def summarize_seeds(folder: Path, seeds: Sequence[int] = (), say: Callable[[str]
     for seed in left_out(directory, chosen):
         say(f"seed-{seed} is not used: the summary is over {named(chosen)}")
     require_complete(directory, chosen)
-    inputs = inputs_hashes(directory, chosen)
     experiment = experiment_of(directory, chosen[0])
+    if experiment.evaluation.split == "validation":
+        raise UsageError(f"{directory.root}: evaluation.split is validation: there are no results to summarize")
+    inputs = inputs_hashes(directory, chosen)
     found = {seed: _findings(directory.run(seed), experiment) for seed in chosen}
     if problem := other_documents(found):
         raise BlockedError(f"{directory.root}: {problem}; all seeds must come from one {directory.root / 'setup'}")

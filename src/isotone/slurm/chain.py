@@ -77,7 +77,7 @@ def build_chain(experiment: Experiment, cluster: Cluster, seeds: list[int], out:
     """
     before = dict(zip(seeds[1:], seeds, strict=False))
     links = [link for seed in seeds for link in _links_of_seed(experiment, cluster, seed, before.get(seed), out)]
-    if len(seeds) > 1:
+    if len(seeds) > 1 and experiment.evaluation.split == "test":
         folder = out / experiment.name / "summary" / "jobs"
         job = JobScript(
             name=experiment.name,

@@ -1,5 +1,6 @@
 """Stage 1: apply the non-negative parametrization, verify the effective weights, write the certificate."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from isotone import records
@@ -43,6 +44,7 @@ def run(context: Context) -> list[Path]:
             **({} if constraint.layers is None else {"layers": list(constraint.layers)}),
             "constrained_weights": list(constraint.names),
             "certificate": certificate,
+            **({"fits": {name: asdict(fit) for name, fit in constraint.fits.items()}} if constraint.fits else {}),
         },
     )
     return [checkpoint / records.MANIFEST, context.run.node_result(context.node)]

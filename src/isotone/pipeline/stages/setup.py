@@ -7,6 +7,7 @@ from isotone import records
 from isotone.config import Data
 from isotone.data import prepare_data
 from isotone.errors import UsageError
+from isotone.evaluation.rouge import require_rouge_score
 from isotone.models import load_tokenizer, pin_model
 from isotone.pipeline.context import Context
 from isotone.pipeline.slices import config_slice
@@ -21,6 +22,8 @@ def run(context: Context) -> list[Path]:
     config = context.experiment
     settings, settings_file = config_slice(config, context.seed, context.node), context.run.setup / "settings.json"
     _require_same_settings(context, settings, settings_file)
+    if config.evaluation.rouge is not None:
+        require_rouge_score()  # now, and not when models have been trained
     pin = pin_model(config.model)
     if settings_file.is_file() and records.read_json(context.run.pinned_model) != pin:
         raise UsageError(
@@ -31,7 +34,7 @@ def run(context: Context) -> list[Path]:
     _require_fitting_data(config.data, bool(pin.get("encoder_decoder")))
     tokenizer = load_tokenizer(config.model, pin=pin)
     with context.progress(config.data.num_documents or 1, "document") as bar:
-        prepare_data(
+        summary = prepare_data(
             config.data,
             tokenizer,
             context.run.data,
@@ -41,6 +44,10 @@ def run(context: Context) -> list[Path]:
             # how many documents a corpus has is known only at its end
             progress=lambda done, text: bar.set(done, max(done, config.data.num_documents or 0), text),
         )
+    for side in ("source", "target") if config.data.pairs else ():
+        if cut := sum(counts[f"{side}s_cut"] for counts in summary["splits"].values()):
+            limit = f"data.{side}_length: {getattr(config.data, f'{side}_length')}"
+            context.say(f"{cut} {side}s are longer than {limit}; only their beginning is read")
     records.write_json(settings_file, settings)  # last: a mistyped setting that failed binds nobody
     return [context.run.pinned_model, *sorted(p for p in context.run.data.iterdir() if p.is_file())]
 

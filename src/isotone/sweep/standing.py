@@ -1,0 +1,81 @@
+"""How the points of a sweep stand, from the records and attempts of their runs; needs no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isotone import records
+from isotone.errors import UsageError
+from isotone.pipeline.graph import Node
+from isotone.pipeline.record import outputs_hash
+from isotone.pipeline.status import run_status
+from isotone.sweep.points import Point, SweepDirectory, build_points
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PointStanding:
+    """How a point stands: complete, refused, failed (these three are ends), or as ``isotone status`` names it."""
+
+    state: str
+    reason: str = ""
+    seconds: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing left to do that another attempt would not do the same way."""
+        return self.state in ("complete", "refused", "failed")
+
+
+def standing_of(directory: SweepDirectory, point: Point, seed: int) -> PointStanding:
+    """Return how a point stands."""
+    if point.experiment is None:
+        return PointStanding("refused", point.refused)
+    run = directory.run(point, seed)
+    if not run.config.is_file():
+        return PointStanding("waiting", "not begun")
+    rows = run_status(run.root)
+    open_rows = [row for row in rows if row["state"] not in ("complete", "blocked")]
+    if not open_rows:
+        return PointStanding("complete", seconds=round(sum(row["seconds"] for row in rows), 1))
+    state, reason = open_rows[0]["state"], open_rows[0]["reason"]
+    if state == "failed" and records.JsonLines(run.attempts).read()[-1].get("exit_code") == UsageError.exit_code:
+        state = "refused"
+    return PointStanding(state, reason)
+
+
+def found_by(
+    directory: SweepDirectory, points: Sequence[Point], standings: Mapping[str, PointStanding], seed: int
+) -> dict[str, str]:
+    """Return what a table is made from: how each point ended, and the hash of what a complete one found."""
+
+    def found(point: Point) -> str:
+        state = standings[point.id].state
+        complete = state == "complete"
+        return outputs_hash(directory.run(point, seed), Node("evaluate", point.arm)) if complete else state
+
+    return {point.id: found(point) for point in points}
+
+
+def sweep_status(directory: SweepDirectory) -> list[Row]:
+    """Return one row a point, as ``isotone.pipeline.status.run_status`` does for nodes, and last the table's."""
+    experiment = directory.load()
+    seed = experiment.seeds[0]
+    points = build_points(experiment, seed)
+    standings = {point.id: standing_of(directory, point, seed) for point in points}
+    rows = [_row(point, standings[point.id]) for point in points]
+    table: Row = {"stage": 2, "name": "table", "node": "table", "state": "waiting", "reason": "not begun"}
+    if directory.table.is_file():
+        is_new = records.read_json(directory.table)["found"] == found_by(directory, points, standings, seed)
+        table |= {"state": "complete", "reason": ""} if is_new else {"state": "stale", "reason": "points have changed"}
+    elif not all(now.settled for now in standings.values()):
+        table |= {"state": "blocked", "reason": "needs all points"}
+    return [*rows, table]
+
+
+def _row(point: Point, now: PointStanding) -> Row:
+    settings = ", ".join(f"{key} {value}" for key, value in point.settings.items())
+    row: Row = {"stage": 1, "name": point.id, "node": point.id, "state": now.state, "settings": point.settings}
+    reason = "; ".join(filter(None, (now.reason, settings)))
+    return row | {"reason": reason} | ({} if now.seconds is None else {"seconds": now.seconds})
