@@ -30,7 +30,7 @@ def tiny(seed: int = 0) -> Any:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return folders of a model, and of the same one less sure of itself."""
     root, unsure = tmp_path_factory.mktemp("t5"), tiny()
-    divide_logits(unsure, 1.5)
+    divide_logits(unsure, 6.0)
     return {name: save(root / name, model, pair_tokenizer()) for name, model in (("one", tiny()), ("unsure", unsure))}
 
 

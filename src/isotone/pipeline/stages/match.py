@@ -202,9 +202,10 @@ def _train_past(
     start, work = context.arm.start, context.run.work(context.node)
     recipe = context.experiment.training_of(start)
     part = config_slice(context.experiment, context.seed, context.node)
+    data = open_packed(context.run.data)
     trainer = Trainer(
         learner,
-        open_packed(context.run.data),
+        data,
         recipe,
         seed=context.seed,
         folder=work / "training",
@@ -214,6 +215,7 @@ def _train_past(
         identity={"configuration": records.hash_json(part), "start": context.inputs_hash},
         autocast=recipe.precision == "bf16",
         edit=random_prefix(context, start, learner),
+        pairs=data.pairs,
         teacher=partial(load_teacher, context, start),
     )
     every = recipe.validate_every_steps or math.ceil(trainer.total_steps / EVALUATIONS)
