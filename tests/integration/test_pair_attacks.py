@@ -104,14 +104,8 @@ def test_the_page_shows_sources_and_references_without_padding(finished: Path) -
     assert "&lt;pad&gt;" not in page
 
 
-def test_a_run_that_is_done_stays_and_another_protocol_makes_only_attacks_anew(
-    finished: Path, experiment: Path
-) -> None:
+def test_a_run_that_is_done_stays_as_it_is(finished: Path, experiment: Path) -> None:
     files = {path: path.read_bytes() for path in (finished / "results").rglob("*.jsonl")}
     again = run(experiment)
     assert again.returncode == 0, again.stderr
     assert {path: path.read_bytes() for path in (finished / "results").rglob("*.jsonl")} == files
-    status = isotone(
-        "run", experiment, "--out", experiment.parent / "runs", "--set", "attacks.protocol.source=12", "--dry-run"
-    )
-    assert status.returncode == 0, status.stderr

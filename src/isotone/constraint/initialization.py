@@ -38,16 +38,27 @@ def why_refused(parametrization: str, initialization: str) -> str | None:
     return None
 
 
+ANNEALED_PAIR = ("projection", "unchanged")
+"""The pair that a constraint which is annealed has: it starts from the unconstrained weights."""
+
 ALLOWED_PAIRS = frozenset((p, i) for p in PARAMETRIZATIONS for i in INITIALIZATIONS if why_refused(p, i) is None)
 """Pairs (parametrization, initialization) that fit each other."""
 
 
-def require_pair(parametrization: str, initialization: str) -> None:
+def require_pair(parametrization: str, initialization: str, anneal: float | None = None) -> None:
     """Check names and their combination.
 
     Raises:
         UsageError: an unknown name, or a pair that does not fit; lists what is allowed.
     """
+    if anneal is not None:
+        if (parametrization, initialization) != ANNEALED_PAIR or not 0 < anneal <= 1:
+            raise UsageError(
+                f"constraint.anneal: takes what is below 0 away in a share of the steps, from 0 to 1, so it goes with "
+                f"parametrization projection and initialization unchanged; found {anneal:g}, {parametrization} and "
+                f"{initialization}"
+            )
+        return
     if parametrization not in PARAMETRIZATIONS:
         raise UsageError(
             f"constraint.parametrization: {parametrization!r} is unknown; allowed: {', '.join(PARAMETRIZATIONS)}"

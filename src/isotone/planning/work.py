@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from isotone.config import Training
+from isotone.config import NO_ARMS, Training
 from isotone.evaluation.windows import fixed_batches
 from isotone.pipeline.graph import FURTHER_ATTACKS, Node
 from isotone.planning import attack_work
@@ -17,6 +17,10 @@ LONGEST_WINDOW = 2048
 
 EVALUATIONS = 20
 """Models that the search of a matched loss measures: on the pocket model it was 16 to 20."""
+
+
+BLOCK_STEP_S = 0.003
+"""Seconds that a block takes to be asked for one more token, however little there is to compute: assumed."""
 
 
 def node_work(sizes: Sizes, node: Node) -> Work:
@@ -61,7 +65,7 @@ def num_saves(recipe: Training, steps: int) -> int:
 def _start(sizes: Sizes, arm: str) -> Work:
     """Return the loading of what an arm starts from, and the setting up of its constraint."""
     start = sizes.experiment.arms[arm].start
-    before = Work(loaded=4 * sizes.shape.num_parameters) if start == "pretrained" else _end(sizes, start)
+    before = Work(loaded=4 * sizes.shape.num_parameters) if start in NO_ARMS else _end(sizes, start)
     return before + Work(optimizer=sizes.constrained(arm))
 
 
@@ -132,7 +136,12 @@ def _written_pairs(sizes: Sizes, count: int) -> Work:
     if rouge is None:
         return Work()
     number, longest = min(count, rouge.num_documents or count), rouge.max_tokens or data.target_length
-    return Work(evaluate=generation_flops(sizes.shape, number, data.source_length, longest, rouge.beams), tokenizers=1)
+    steps = -(-number // rouge.batch_size) * longest
+    return Work(
+        evaluate=generation_flops(sizes.shape, number, data.source_length, longest, rouge.beams),
+        tokenizers=1,
+        constant_s=BLOCK_STEP_S * sizes.shape.cross_layers * steps,
+    )
 
 
 def evaluation_flops(
