@@ -216,7 +216,7 @@ def sweep(
     from isotone.sweep.running import Sweeping, run_sweep
 
     directory = run_sweep(Sweeping(config, chosen_seed, out, only, max_minutes_per_run), _stop, _say)
-    print(f"COMPLETE: {directory.root}")
+    print(f"COMPLETE: {directory.root}" if only is None else f"{only}: at its end, of {directory.root}")
 
 
 @app.command()

@@ -773,10 +773,10 @@ class Experiment(Part):
             if name not in self.arms:
                 raise ValueError(f"sweep.arms.{name}: there is no such arm; allowed: {', '.join(self.arms)}")
             arm = self.arms[name]
-            if arm.start != "pretrained" or arm.matched_loss:
+            if arm.needs:
                 raise ValueError(
-                    f"sweep.arms.{name}: the arm is made from another one's end; only arms that start from the "
-                    f"pretrained model can be swept"
+                    f"sweep.arms.{name}: the arm is made from the end of {arm.needs[0]}; only arms that are made from "
+                    f"no other one can be swept"
                 )
             for key, values in axes.items():
                 if problem := axis_problem(key, values, Arm, is_baseline=name == "baseline"):
