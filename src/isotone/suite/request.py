@@ -103,7 +103,7 @@ def make_request(models: Sequence[str], documents: Path, search_documents: Path 
     tree = _tree(sources, attacks, documents, options)
     # the models' own settings decide what is read of them, and their contexts which protocol fits
     of_models = [item for item in options.overrides if item.startswith("model.")]
-    first = experiment_from_dict(tree, "isotone attack", of_models)
+    first = experiment_from_dict({key: tree[key] for key in ("name", "arms")}, "isotone attack", of_models)
     pins = {arm: pin_model(_model(first.model, source)) for arm, source in sources.items()}
     if _are_pairs(sources, pins, options):
         tree["data"] = {
