@@ -460,6 +460,12 @@ def attack(
         Path | None, typer.Option(help="What is fitted on: else one in five of --documents.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    source_field: Annotated[
+        str | None, typer.Option(help="The field that an encoder-decoder reads: source, unless given.")
+    ] = None,
+    target_field: Annotated[
+        str | None, typer.Option(help="The field that it is asked for: target, unless given.")
+    ] = None,
     prefix: Annotated[int | None, typer.Option(help="Tokens, of which all but the first are attacked.")] = None,
     gap: Annotated[int | None, typer.Option(help="Tokens that are neither attacked nor scored.")] = None,
     continuation: Annotated[int | None, typer.Option(help="Tokens that are scored.")] = None,
@@ -482,6 +488,8 @@ def attack(
         attacks=[name.strip() for name in attacks.split(",") if name.strip()],
         search_documents=search_documents,
         text_field=text_field,
+        source_field=source_field,
+        target_field=target_field,
         prefix=prefix,
         gap=gap,
         continuation=continuation,
