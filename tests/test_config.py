@@ -1,6 +1,7 @@
 """The schema refuses what cannot be meant, and combines an arm's values with the experiment's."""
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -110,6 +111,32 @@ def test_a_constraint_is_named_or_given_in_full() -> None:
     with pytest.raises(ValidationError, match="give either recipe"):
         Constraint(parametrization="softplus")
     assert Constraint(recipe="recommended").scope == "mlp_both"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"parametrization": "projection", "initialization": "shift", "calibrate": True}, "calibrate: shift starts"),
+        ({"recipe": "published", "anneal": 0.5}, "anneal: recipe published has none"),
+        ({"recipe": "published", "step": "matched"}, "step: recipe published has none"),
+        ({"recipe": "published_bf16", "calibrate": True}, "calibrate: recipe published_bf16 has none"),
+        ({"recipe": "recommended", "enforce": False, "step": "matched"}, "step: enforce: false leaves nothing"),
+    ],
+)
+def test_keys_of_a_constraint_that_take_each_others_meaning_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Constraint(**given)
+
+
+@pytest.mark.parametrize(
+    ("layers", "fits"), [("-:3", False), ("3:-", False), ("-2:", True), (":", True), ("1:3", True)]
+)
+def test_a_slice_of_layers_has_numbers(layers: str, fits: bool) -> None:
+    if fits:
+        assert Constraint(recipe="published", layers=layers).layers == layers
+    else:
+        with pytest.raises(ValidationError, match="layers"):
+            Constraint(recipe="published", layers=layers)
 
 
 def test_more_flips_than_attackable_tokens_are_refused() -> None:

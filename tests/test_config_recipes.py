@@ -10,9 +10,12 @@ from isotone.config_io import dump_yaml, list_presets, load_experiment
 from isotone.config_recipes import with_recipes
 from isotone.constraint import recipes
 from isotone.constraint.recipes import Recipe
+from isotone.errors import UsageError
 from isotone.models.describe import norm_of
+from isotone.pipeline.graph import Node
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.slices import config_slice
 
 RICH = Recipe(
     "projection",
@@ -66,13 +69,14 @@ def test_published_recipes_have_everything_off(recipe: Any) -> None:
 def test_a_recipe_fills_what_the_arm_leaves_open(rich: None) -> None:
     found = with_recipes(experiment(), lambda: "rms_norm")
     arm = found.arms["monotonic"]
-    assert arm.constraint == Constraint(recipe="recommended", activation="monotone_gelu", layers="last:2")
+    pair: Any = {"recipe": "recommended", "parametrization": "projection", "initialization": "nnls"}
+    assert arm.constraint == Constraint(**pair, activation="monotone_gelu", layers="last:2")
     assert found.training_of("monotonic").distill == Distill(blocks=0.3, logits=0.5)
     assert found.training_of("monotonic").lr == 1.5e-3
     assert found.training_of("baseline") == Training()
     own = experiment(constraint=Constraint(recipe="recommended", activation="relu"), training=ArmTraining(lr=1e-4))
     filled = with_recipes(own, lambda: "rms_norm")
-    assert filled.arms["monotonic"].constraint == Constraint(recipe="recommended", activation="relu", layers="last:2")
+    assert filled.arms["monotonic"].constraint == Constraint(**pair, activation="relu", layers="last:2")
     assert filled.training_of("monotonic").lr == 1e-4
     assert with_recipes(found, lambda: "rms_norm") == found  # as a resume does
 
@@ -98,7 +102,26 @@ def test_an_arm_that_is_not_trained_gets_no_training(rich: None) -> None:
 
 def test_layer_norm_models_have_a_recipe_of_their_own(rich: None) -> None:
     before = experiment()
-    assert with_recipes(before, lambda: "layer_norm") is before
+    pair: Any = {"parametrization": "scaled_softplus", "initialization": "shift"}
+    own = experiment(constraint=Constraint(recipe="recommended", **pair))
+    assert with_recipes(before, lambda: "layer_norm") == own
+    assert with_recipes(own, lambda: "layer_norm") is own
+
+
+def test_a_record_answers_for_what_a_recipe_means() -> None:
+    """Were the name alone hashed, a recipe that means something else one day would make nothing stale."""
+    norms: tuple[Any, Any] = ("layer_norm", "rms_norm")
+    one, other = (with_recipes(experiment(), lambda norm=norm: norm) for norm in norms)  # type: ignore[misc]
+    for node in (Node("constrain", "monotonic"), Node("aggregate")):
+        assert config_slice(one, 1, node) != config_slice(other, 1, node)
+    assert config_slice(one, 1, Node("train", "baseline")) == config_slice(other, 1, Node("train", "baseline"))
+
+
+def test_what_does_not_fit_the_meaning_of_a_recipe_is_refused_by_key() -> None:
+    given = experiment(constraint=Constraint(recipe="recommended", calibrate=True))
+    with pytest.raises(UsageError, match=r"arms\.monotonic\.constraint: .* from shift here; calibrate: shift starts"):
+        with_recipes(given, lambda: "layer_norm")
+    assert with_recipes(given, lambda: "rms_norm").arms["monotonic"].constraint
 
 
 def test_a_run_is_resolved_with_what_its_recipes_add(rich: None, tmp_path: Path) -> None:

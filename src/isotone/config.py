@@ -10,6 +10,7 @@ from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
 from isotone.config_sweep import axis_problem
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
+from isotone.constraint.recipes import CALIBRATED_SHIFT_REFUSED, FIXED
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
@@ -19,7 +20,7 @@ Recipe = Literal["published", "published_bf16", "recommended"]
 Activation = Literal["relu", "monotone_gelu"]
 Layers = (
     Annotated[tuple[int, ...], Field(min_length=1)]
-    | Annotated[str, Field(pattern=r"^((first|last):[1-9][0-9]*|-?[0-9]*:-?[0-9]*)$")]
+    | Annotated[str, Field(pattern=r"^((first|last):[1-9][0-9]*|(-?[0-9]+)?:(-?[0-9]+)?)$")]
 )
 Checkpoint = Literal["best", "last"]
 Matching = Literal["temperature", "noise", "undertrained"]
@@ -199,6 +200,14 @@ class Constraint(Part):
                 raise ValueError("enforce: false leaves nothing of anneal; leave one of them out")
         elif self.recipe is None and (self.parametrization is None or self.initialization is None):
             raise ValueError("give either recipe, or both parametrization and initialization")
+        if self.calibrate and self.initialization == "shift":
+            raise ValueError(CALIBRATED_SHIFT_REFUSED)
+        if self.recipe in FIXED:
+            for key in ("anneal", "step", "calibrate"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: recipe {self.recipe} has none, and its name must mean it; leave one out")
+        if not self.enforce and self.step != "raw":
+            raise ValueError("step: enforce: false leaves nothing whose steps could be matched; leave one of them out")
         if not self.enforce and self.parametrization == "sign_frozen":
             raise ValueError("enforce: false leaves nothing of parametrization sign_frozen; leave one of them out")
         return self

@@ -1,39 +1,53 @@
-"""What recipes say of an arm beside its start: written into the experiment once the model's kind is known.
+"""What recipes say of an arm: written into the experiment once the model's kind is known.
 
 So the configuration of a run shows what an arm does, records hash it, and ``plan`` counts it. What an arm gives itself
-goes first; a recipe that adds nothing leaves the configuration as it is, to the letter.
+goes first. How weights are kept and where they start is not written for the published recipes, whose name says it for
+ever; they leave the configuration as it is, to the letter.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import ValidationError
+
 from isotone.config import Arm, ArmTraining, Constraint, Experiment, Training
 from isotone.constraint.architectures import NormKind
-from isotone.constraint.recipes import RECIPES, Recipe, resolve_recipe
+from isotone.constraint.recipes import FIXED, RECIPES, Recipe, resolve_recipe
+from isotone.errors import UsageError
 
 
 def with_recipes(experiment: Experiment, norm_of_model: Callable[[], NormKind]) -> Experiment:
-    """Return the experiment with what its arms' recipes add to constraints and training.
+    """Return the experiment with what its arms' recipes say of constraints and training.
 
     Args:
         experiment: as it was given.
         norm_of_model: finds the kind of norm before the model's feed-forward networks; called only where some recipe
-            adds something that depends on it.
+            says something that depends on it.
+
+    Raises:
+        UsageError: what an arm gives beside its recipe does not fit what the recipe means for this model.
     """
     named = {arm.constraint.recipe for arm in experiment.arms.values() if arm.constraint and arm.constraint.recipe}
-    if not any(recipe.adds for name in named for recipe in RECIPES[name].values()):
+    if not any(name not in FIXED or recipe.adds for name in named for recipe in RECIPES[name].values()):
         return experiment
-    differ = any(len({repr((r.constraint, r.training)) for r in RECIPES[name].values()}) > 1 for name in named)
+    differ = any(len({repr(r) for r in RECIPES[name].values()}) > 1 for name in named)
     norm: NormKind = norm_of_model() if differ else "layer_norm"
-    arms = {name: _with_recipe(arm, experiment.training, norm) for name, arm in experiment.arms.items()}
+    arms = {name: _with_recipe(name, arm, experiment.training, norm) for name, arm in experiment.arms.items()}
     return experiment if arms == experiment.arms else Experiment.model_validate({**dict(experiment), "arms": arms})
 
 
-def _with_recipe(arm: Arm, common: Training, norm: NormKind) -> Arm:
+def _with_recipe(name: str, arm: Arm, common: Training, norm: NormKind) -> Arm:
     if arm.constraint is None or arm.constraint.recipe is None:
         return arm
     recipe = resolve_recipe(arm.constraint.recipe, norm)
-    changed: dict[str, Any] = {"constraint": _constraint(arm.constraint, recipe)}
+    try:
+        changed: dict[str, Any] = {"constraint": _constraint(arm.constraint, recipe)}
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(
+            f"arms.{name}.constraint: recipe {arm.constraint.recipe} is {recipe.parametrization} from "
+            f"{recipe.initialization} here; {reason}"
+        ) from error
     if arm.train:
         changed["training"] = _training(arm.training, common, recipe)
     return arm.model_copy(update=changed)
@@ -44,6 +58,9 @@ def _constraint(given: Constraint, recipe: Recipe) -> Constraint:
     added = {k: v for k, v in recipe.constraint.items() if getattr(given, k) == defaults[k]}
     if not given.enforce or given.parametrization or given.initialization:
         added.pop("anneal", None)  # nothing comes where nothing holds; and a given start is not the one that it needs
+    if given.recipe not in FIXED and given.anneal is None and "anneal" not in added:
+        pair = {"parametrization": recipe.parametrization, "initialization": recipe.initialization}
+        added |= {key: value for key, value in pair.items() if getattr(given, key) is None}
     return Constraint.model_validate({**given.model_dump(), **added}) if added else given
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny_models import LAYER_NORM, logits, tiny_model, tokens
 
 from isotone.constraint import certify, constrain, fold
-from isotone.constraint.activations import monotonicity_of
+from isotone.constraint.activations import MonotoneGELU, monotonicity_of
 from isotone.constraint.feed_forward import feed_forwards, matrix, probe_tokens
 from isotone.constraint.tracing import Norm, trace_norms
 from isotone.constraint.witness import find_witness
@@ -177,6 +177,19 @@ def test_one_network_with_another_activation_is_noticed() -> None:
     model = monotone("arcee")
     model.model.layers[1].mlp.act_fn = torch.nn.GELU()
     assert certify(model).verdict == "violated"
+
+
+def test_networks_with_different_activations_are_strict_where_all_are_non_decreasing() -> None:
+    model = monotone("arcee", hidden_act="gelu")
+    model.model.layers[1].mlp.act_fn = torch.nn.ReLU()
+    weak = certify(model)
+    assert (weak.verdict, weak.activation) == (
+        "violated",
+        {"name": "GELUActivation, ReLU", "non_decreasing_on": "[-0.7517, ∞)"},
+    )
+    model.model.layers[0].mlp.act_fn = MonotoneGELU()
+    strict = certify(model)
+    assert (strict.verdict, strict.activation) == ("strict", {"name": "MonotoneGELU, ReLU", "non_decreasing_on": "ℝ"})
 
 
 def test_scope_mlp_in_claims_the_hidden_units_only() -> None:

@@ -5,7 +5,6 @@ import torch
 from tiny_models import MODELS, logits, tiny_model, tokens
 
 from isotone.constraint import Constraint, constrain, fold
-from isotone.constraint.constraint import restore
 from isotone.constraint.feed_forward import architecture_of_model
 from isotone.constraint.initialization import ALLOWED_PAIRS, INITIALIZATIONS
 from isotone.constraint.parametrization import PARAMETRIZATIONS
@@ -141,7 +140,8 @@ def test_restored_constraint_continues_like_the_one_that_was_saved() -> None:
     saved = {name: t.clone() for name, t in constraint.state_dict().items()}
     copy = tiny_model("gpt_neox", seed=1)
     copy.load_state_dict(model.state_dict())
-    restored = restore(copy, "mlp_both", "scaled_softplus", "shift", saved)
+    restored = constrain(copy, "mlp_both", "scaled_softplus", "absolute")
+    restored.load_state_dict(saved)
     for m, c in ((model, constraint), (copy, restored)):
         step(m, c, optimizer_of(m, c))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.parameters(), strict=True))
@@ -234,7 +234,8 @@ def test_frozen_signs_survive_saving_even_of_weights_that_are_zero_now() -> None
         master.data.zero_()
     state = {name: value.clone() for name, value in constraint.state_dict().items()}
     again = tiny_model("gpt_neox", seed=1)
-    restored = restore(again, "mlp_in", "sign_frozen", "unchanged", state)
+    restored = constrain(again, "mlp_in", "sign_frozen", "unchanged")
+    restored.load_state_dict(state)
     for master in restored.parameters():
         master.data.fill_(-1.0)
     restored.push()
@@ -288,6 +289,12 @@ def test_matched_steps_stay_inside_the_constraint_and_finite(parametrization: st
         optimizer.zero_grad()
         assert constraint.holds()
         assert max(float(w.abs().max()) for w in weights_of(model, constraint).values()) < 5
+
+
+def test_masters_of_matched_steps_are_no_masters_of_raw_ones() -> None:
+    """What a checkpoint says, by which it refuses to go on; a constraint as it always was says nothing new."""
+    matched = constrain(tiny_model("gpt2"), step="matched").description
+    assert matched == {**constrain(tiny_model("gpt2")).description, "step": "matched"}
 
 
 def test_an_unknown_step_is_refused() -> None:

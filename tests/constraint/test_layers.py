@@ -42,6 +42,7 @@ def test_every_form_means_the_blocks_that_it_says(layers: Any, found: tuple[int,
         ("first:0", "means no block"),
         ("3:2", "means no block"),
         ([], "means no block"),
+        ("-:3", "allowed: a list of indices, first:N, last:N, or a slice"),
         ("odd", "allowed: a list of indices, first:N, last:N, or a slice"),
     ],
 )

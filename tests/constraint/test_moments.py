@@ -65,3 +65,11 @@ def test_calibrating_without_text_is_refused_and_changes_nothing() -> None:
     with pytest.raises(UsageError, match="calibrate needs calibration_rows_NL"):
         constrain(model, "mlp_both", "projection", "absolute", calibrate=True)
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+
+def test_an_exact_start_is_not_calibrated() -> None:
+    model = tiny_model("gpt_neox")
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match=r"constraint\.calibrate: shift starts from exactly the original model"):
+        constrain(model, "mlp_both", "projection", "shift", calibration_rows_NL=ROWS, calibrate=True)
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())

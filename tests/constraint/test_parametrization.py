@@ -86,3 +86,25 @@ def test_a_frozen_sign_projects_each_entry_to_its_own_side() -> None:
     chosen.apply_(w, w, signs)
     assert w.tolist() == [1, 0, 0, -1, 0]  # what starts at 0 counts as positive
     assert chosen.contains(w, signs)
+
+
+@pytest.mark.parametrize("name", ["square", "magnitude", "scaled_softplus"])
+def test_a_matched_step_takes_no_small_weight_far_the_wrong_way(name: str) -> None:
+    """Downwards from 1e-6 by 1e-3 there is nothing beyond 0 but less than the step."""
+    chosen, lr = PARAMETRIZATIONS[name], 1e-3
+    w = torch.tensor([0.0, 1e-8, 1e-6, 1e-4, 1e-3, 0.02])
+    before, scale = chosen.inverse(w.clone())
+    v = before - lr
+    chosen.match_step_(before, v, scale)
+    assert (mapped(chosen, v, scale) <= torch.maximum(w, torch.tensor(lr))).all()
+
+
+def test_matched_steps_of_square_are_those_of_projection_from_either_root() -> None:
+    chosen, w = PARAMETRIZATIONS["square"], torch.tensor([0.0, 1e-6, 0.01, 0.5])
+    for sign in (1.0, -1.0):
+        for change in (-1e-3, 1e-3):
+            before = sign * w.sqrt()
+            v = before + change
+            chosen.match_step_(before, v, 1.0)
+            torch.testing.assert_close(mapped(chosen, v, 1.0), (w + change).clamp_min(0), rtol=1e-4, atol=1e-8)
+            assert (v * before >= 0).all()

@@ -1,6 +1,7 @@
 """What is measured beside a certificate: the premise of order, and order at the model's end."""
 
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -49,6 +50,32 @@ def test_a_monotone_output_is_seen_and_the_control_is_none(monkeypatch: pytest.M
     assert found["raise"]["monotone"] == 1.0
     assert found["insert"]["monotone"] == 1.0
     assert found["insert"]["control"] < 0.5
+
+
+def test_no_dose_of_the_control_contains_another() -> None:
+    embed = torch.nn.Embedding(1000, 1)
+    with torch.no_grad():
+        embed.weight.copy_(torch.arange(1000.0)[:, None])
+    ids_L = torch.arange(10)
+    doses = [
+        {int(token) for token in e_LD} - set(range(10))
+        for e_LD in premise._insert_others(embed, ids_L, torch.Generator().manual_seed(0))
+    ]
+    assert [len(dose) for dose in doses] == [0, 1, 2, 3, 4]
+    assert not any(low & high for low, high in itertools.combinations(doses, 2))
+    copies = [len(e_LD) for e_LD in premise._insert_copies(embed, ids_L, torch.Generator().manual_seed(0))]
+    assert copies == [10, 11, 12, 13, 14]
+
+
+def test_of_an_encoder_decoder_only_the_source_is_edited() -> None:
+    """The decoder reads its start token: one position, and the same whatever the text is."""
+    model = tiny_model("t5")
+    read: list[torch.Tensor] = []
+    model.decoder.embed_tokens.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].clone()))
+    model.encoder.embed_tokens.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].clone()))
+    inputs = premise._inputs(model, torch.from_numpy(TEXTS[0]))
+    assert sorted(tuple(ids.shape) for ids in read) == [(1, 1), (1, 20)]
+    assert [len(u_Td) for u_Td in inputs] == [20, 20, 1, 1]
 
 
 def test_texts_that_are_too_short_are_left_out() -> None:

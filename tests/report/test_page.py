@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from synthetic_run import ARMS, NOT_FINITE, write_run
 
 from isotone import records
@@ -73,6 +74,21 @@ def test_page_shows_every_arm_figure_and_conclusion(run: Path) -> None:
         assert conclusion["sentence"] in html.unescape(text)
     # perplexity, validation and training loss; all attacks, success of four, course of two
     assert text.count("<figure") == 3 + 1 + 4 + 2
+
+
+def test_page_says_of_a_constraint_what_is_unusual(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    config = (run / "config.yaml").read_text()
+    usual = {"step": "raw", "calibrate": False, "calibration_rows": 64, "enforce": True}
+    unusual = {"step": "matched", "calibrate": True, "calibration_rows": 8, "enforce": False}
+    pages = []
+    for more in ({}, usual, unusual):
+        tree = yaml.safe_load(config)
+        tree["arms"]["monotonic"]["constraint"] |= more
+        (run / "config.yaml").write_text(yaml.safe_dump(tree))
+        pages.append(html.unescape(write_report(run).read_text()))
+    assert pages[0] == pages[1]
+    assert "step matched, calibrate yes, calibration rows 8, enforce no" in pages[2]
 
 
 def test_page_shows_further_attacks_and_who_is_harmed_by_whose_edits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ model, or edits of tokens.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Certificate:
         map: the function that the claim is about.
         domain: the inputs that the claim is about.
         weights: ``nonneg`` or ``mixed``: signs of the examined entries.
-        activation: class of σ, and where it is non-decreasing.
+        activation: class of σ (every one, where networks differ), and where all of them are non-decreasing.
         order: ``vacuous``, ``binding``, or ``basis-dependent`` (RMSNorm: a rotation of the residual stream keeps the
             model and changes which inputs are ordered).
         weights_hash: SHA-256 over the examined matrices, their biases and the norms before them.
@@ -106,7 +107,7 @@ def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -
     modules = constrained_modules(model, scope, layers)
     networks = feed_forwards(model, layers)
     norms = trace_norms(model, networks, probe_tokens(model))
-    activation = monotonicity_of(networks[0].activation)
+    activation = _weakest(networks)
     wrong = _wrong_entries(modules)
     if not wrong:
         require_claimed_maps(model, networks, probe_tokens(model))
@@ -118,7 +119,10 @@ def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -
         map=_map(networks[0], modules),
         domain=_DOMAINS.get(verdict, "none proved"),
         weights="mixed" if wrong else "nonneg",
-        activation={"name": activation.name, "non_decreasing_on": str(activation)},
+        activation={
+            "name": ", ".join(_activations(networks)),
+            "non_decreasing_on": str(activation),
+        },
         order=order,
         weights_hash=_hash(modules, norms),
         reasons=tuple(reasons),
@@ -156,6 +160,16 @@ def _antichain(norm: Norm | str) -> bool:
     return isinstance(norm, Norm) and norm.kind == "layer_norm" and norm.one_sign
 
 
+def _weakest(networks: Sequence[FeedForward]) -> Monotonicity:
+    """Return where the activations of all networks are non-decreasing, as the one says of which least is proved."""
+    found = [monotonicity_of(network.activation) for network in networks]
+    return max(found, key=lambda each: math.inf if each.least is None else each.least)
+
+
+def _activations(networks: Sequence[FeedForward]) -> list[str]:
+    return list(dict.fromkeys(type(network.activation).__name__ for network in networks))
+
+
 def _judge(
     networks: Sequence[FeedForward],
     norms: Sequence[Norm | str],
@@ -171,9 +185,9 @@ def _judge(
             "so any network there is monotone, constrained or not"
         ]
     gated = networks[0].gate is not None
-    same = {type(n.activation) for n in networks} == {type(networks[0].activation)}
-    if not gated and same and activation.everywhere:
-        return "strict", [f"no examined weight is negative and {activation.name} is non-decreasing on ℝ"]
+    if not gated and activation.everywhere:
+        names = " and ".join(_activations(networks))
+        return "strict", [f"no examined weight is negative and {names} is non-decreasing on ℝ"]
     if not gated and (least := _least_margin(networks, norms)) >= 0:
         return "local", [
             f"no examined weight is negative, and whatever the norms put out, no unit gets below the point from which "

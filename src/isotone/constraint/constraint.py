@@ -29,6 +29,7 @@ from isotone.constraint.parametrization import (
     Projection,
     Scale,
 )
+from isotone.constraint.recipes import CALIBRATED_SHIFT_REFUSED
 from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
@@ -144,6 +145,7 @@ class Constraint:
             "initialization": self.initialization,
             "layers": None if self.layers is None else list(self.layers),
             "anneal": self.anneal,
+            "step": None if self.step == "raw" else self.step,
         }
         return {key: value for key, value in said.items() if value is not None}
 
@@ -293,6 +295,8 @@ def constrain(
             that does not meet the conditions of the initialization. The model is then as it was.
     """
     require_pair(parametrization, initialization, anneal)
+    if calibrate and initialization == "shift":
+        raise UsageError(f"constraint.{CALIBRATED_SHIFT_REFUSED}")
     if step not in STEPS:
         raise UsageError(f"constraint.step: {step!r} is unknown; allowed: {', '.join(STEPS)}")
     projections_of(architecture_of_model(model), scope)
@@ -324,32 +328,6 @@ def constrain(
     chosen = resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None
     constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen, step, anneal)
     constraint.fits = fits
-    _remember(model, constraint)
-    return constraint
-
-
-def restore(
-    model: PreTrainedModel, scope: str, parametrization: str, initialization: str, state: Mapping[str, Tensor]
-) -> Constraint:
-    """Constrain a model as it was saved: no initialization is computed, masters come from ``state``.
-
-    Args:
-        model: the model whose unconstrained parameters are loaded already.
-        scope: as in ``constrain``.
-        parametrization: as in ``constrain``.
-        initialization: how it was initialized, for the record.
-        state: what ``Constraint.state_dict`` returned.
-
-    Raises:
-        IsotoneError: the state does not fit; names the first tensor that differs.
-    """
-    require_pair(parametrization, initialization)
-    modules = constrained_modules(model, scope)
-    weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
-    dtypes = {t.dtype for n, t in state.items() if n in weights}
-    _start_each(modules, "absolute", contains_zero=False)  # any start inside the map; the state replaces it
-    constraint = Constraint(weights, scope, parametrization, initialization, dtypes.pop() if len(dtypes) == 1 else None)
-    constraint.load_state_dict(state)
     _remember(model, constraint)
     return constraint
 

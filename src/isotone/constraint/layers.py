@@ -8,7 +8,7 @@ from isotone.errors import UsageError
 Layers = str | Sequence[int]
 """Indices of blocks, or ``first:N``, ``last:N``, or a slice ``A:B`` as Python has it."""
 
-_FORM = re.compile(r"(first|last):(\d+)|(-?\d*):(-?\d*)")
+_FORM = re.compile(r"(first|last):(\d+)|(-?\d+)?:(-?\d+)?")
 
 
 def resolve_layers(layers: Layers | None, num_blocks: int) -> tuple[int, ...]:

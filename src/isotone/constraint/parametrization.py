@@ -127,6 +127,11 @@ class Square(Parametrization):
         grad.mul_(v).mul_(2)
 
     @override
+    def match_step_(self, before: Tensor, v: Tensor, scale: Scale) -> None:
+        """Take the step exactly: W = V² becomes max(W + Δ, 0). To first order V would cross 0, and a small W rise."""
+        v.sub_(before).addcmul_(before, before).clamp_min_(0).sqrt_().copysign_(before)
+
+    @override
     def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:
         return w.double().sqrt().to(w.dtype), 1.0
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from isotone.constraint.feed_forward import feed_forwards, in_eval_mode, probe_logits
+from isotone.constraint.feed_forward import feed_forwards, in_eval_mode
 
 NUM_DOSES = 4
 """K. Were the signs of differences independent and even, 2 · ½^K of all outputs would be monotone: an eighth."""
@@ -83,14 +83,14 @@ def _premise(model: PreTrainedModel, ids_L: Tensor, generator: torch.Generator) 
 
 
 def _inputs(model: PreTrainedModel, ids_L: Tensor) -> list[Tensor]:
-    """Return what each feed-forward network reads."""
+    """Return what each feed-forward network reads; a decoder is given its start token alone, no text."""
     found: list[Tensor] = []
     handles = [
         network.up.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(0, -2)))
         for network in feed_forwards(model)
     ]
     try:
-        in_eval_mode(model, lambda: probe_logits(model, ids_L[None].to(model.device)))
+        in_eval_mode(model, lambda: model(ids_L[None].to(model.device), use_cache=False, **_decoded(model)).logits)
     finally:
         for handle in handles:
             handle.remove()
@@ -105,12 +105,12 @@ Variant = Callable[[nn.Module, Tensor, torch.Generator], Iterator[Tensor]]
 
 def _insert_copies(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Insert one random token, once, twice, … at one place."""
-    return _inserted(embed, ids_L, generator, lambda drawn_K, _: drawn_K[:1].expand(NUM_DOSES))
+    return _inserted(embed, ids_L, generator, lambda drawn_KK, _: drawn_KK[0, :1].expand(NUM_DOSES))
 
 
 def _insert_others(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Insert as many, but other random tokens for each dose: the same lengths, no growing dose."""
-    return _inserted(embed, ids_L, generator, lambda drawn_K, k: drawn_K.roll(k))
+    """Insert as many, but other random tokens for each dose: the same lengths, and no dose contains another."""
+    return _inserted(embed, ids_L, generator, lambda drawn_KK, k: drawn_KK[k - 1])
 
 
 def _repeat(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
@@ -125,9 +125,9 @@ def _inserted(
     choose_K: Callable[[Tensor, int], Tensor] | None,
 ) -> Iterator[Tensor]:
     place = int(torch.randint(1, len(ids_L) - 1, (1,), generator=generator))
-    drawn_K = torch.randint(embed.get_parameter("weight").shape[0], (NUM_DOSES,), generator=generator)
+    drawn_KK = torch.randint(embed.get_parameter("weight").shape[0], (NUM_DOSES, NUM_DOSES), generator=generator)
     for k in range(NUM_DOSES + 1):
-        added_K = ids_L[place].expand(NUM_DOSES) if choose_K is None else choose_K(drawn_K, k)
+        added_K = ids_L[place].expand(NUM_DOSES) if choose_K is None else choose_K(drawn_KK, k)
         yield embed(torch.cat([ids_L[: place + 1], added_K[:k], ids_L[place + 1 :]]).to(embed.weight.device))  # type: ignore[arg-type, union-attr]
 
 
@@ -173,7 +173,12 @@ def _num_monotone(model: PreTrainedModel, ids_L: Tensor, variant: Variant, gener
 
 def _last_logits(model: PreTrainedModel, e_LD: Tensor) -> Tensor:
     """Return the logits of the last token; of an encoder-decoder, those of the first token that it would write."""
-    more: dict[str, Any] = {"logits_to_keep": 1}
-    if model.config.is_encoder_decoder:
-        more = {"decoder_input_ids": torch.full((1, 1), model.config.decoder_start_token_id, device=model.device)}
+    more = _decoded(model) or {"logits_to_keep": 1}
     return in_eval_mode(model, lambda: model(inputs_embeds=e_LD[None], use_cache=False, **more).logits[0, -1].float())
+
+
+def _decoded(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what the decoder of an encoder-decoder is given: the token that every text of it starts with."""
+    if not model.config.is_encoder_decoder:
+        return {}
+    return {"decoder_input_ids": torch.full((1, 1), model.config.decoder_start_token_id, device=model.device)}

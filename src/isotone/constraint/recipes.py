@@ -47,6 +47,16 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 """``published`` is 2602.02686 with fp32 masters; ``published_bf16`` is the same as it was run on Pythia."""
 
 
+FIXED = ("published", "published_bf16")
+"""Recipes that will mean the same for ever, so that their name says it all; what others mean is written out."""
+
+CALIBRATED_SHIFT_REFUSED = (
+    "calibrate: shift starts from exactly the original model, which a calibration would only take away; leave "
+    "calibrate out, or give another initialization"
+)
+"""Why an exact start is not calibrated, with the key."""
+
+
 def resolve_recipe(name: str, norm_kind: NormKind) -> Recipe:
     """Return what a recipe's name means for a model whose feed-forward networks follow this kind of norm.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isotone import records
+from isotone.config import Constraint
 from isotone.report import content, figures
 from isotone.report.run_files import ATTACKS, RunFiles
 from isotone.report.sections import NUM_TEXTS, SECTIONS, Section
@@ -14,6 +15,10 @@ from isotone.report.texts import AttackedDocument, TokenTexts, attacked_document
 QUESTION = "What does a monotone feed-forward network buy, and what does it cost?"
 
 _CONSTRAINT_KEYS = ("recipe", "parametrization", "initialization", "scope", "layers", "activation", "anneal")
+_SHOWN_IF_GIVEN = {
+    key: Constraint.model_fields[key].default for key in ("step", "calibrate", "calibration_rows", "enforce")
+}
+"""Keys of a constraint, and their defaults, that are read only where they say something else."""
 
 
 def write_report(run_directory: Path) -> Path:
@@ -94,6 +99,7 @@ def _arm_key(run: RunFiles, number: int) -> dict[str, Any]:
     arm = (run.config.get("arms") or {}).get(name) or {}
     constraint = arm.get("constraint") or {}
     given = {key: constraint[key] for key in _CONSTRAINT_KEYS if constraint.get(key) is not None}
+    given |= {key: constraint[key] for key, usual in _SHOWN_IF_GIVEN.items() if constraint.get(key, usual) != usual}
     words = [content.plain(given)] if given else [content.UNCONSTRAINED]
     words += [f"starts from {arm['start']}"] if arm.get("start", "pretrained") != "pretrained" else []
     words += ["not trained further"] if arm.get("train") is False else []

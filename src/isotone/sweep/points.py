@@ -199,7 +199,7 @@ def _unfit_pair(arm: Arm) -> str:
     from isotone.constraint.initialization import require_pair
 
     try:
-        require_pair(arm.constraint.parametrization, arm.constraint.initialization)
+        require_pair(arm.constraint.parametrization, arm.constraint.initialization, arm.constraint.anneal)
     except UsageError as error:
         return str(error)
     return ""

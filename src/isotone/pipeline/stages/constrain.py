@@ -8,6 +8,7 @@ from isotone.constraint import certify, fold
 from isotone.errors import IsotoneError
 from isotone.pipeline.arms import start_constrained
 from isotone.pipeline.context import Context
+from isotone.pipeline.slices import config_slice
 from isotone.training import save_initial
 
 
@@ -23,9 +24,10 @@ def run(context: Context) -> list[Path]:
     """
     model, constraint = start_constrained(context, context.arm_name)
     assert constraint is not None  # the graph has this node for constrained arms only
-    checkpoint = save_initial(
-        context.run.checkpoints(context.arm_name), model, constraint, identity={"start": context.inputs_hash}
-    )
+    part = config_slice(context.experiment, context.seed, context.node)
+    # other keys than a training has, which does not answer for how its start was made
+    identity = {"constraint": records.hash_json(part), "start": context.inputs_hash}
+    checkpoint = save_initial(context.run.checkpoints(context.arm_name), model, constraint, identity)
     fold(model)  # which checks that the constraint holds
     scope = None if constraint.slack else context.arm.certified_scope  # where it is annealed, nothing holds yet
     certificate = certify(model, scope=scope).to_dict() if scope else None
