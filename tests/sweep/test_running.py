@@ -81,7 +81,7 @@ def test_status_shows_every_point_and_the_table(finished: Path) -> None:
 def test_a_complete_sweep_is_not_done_again_and_can_be_moved(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "moved"))
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*-seed-*/records/*.json")}
-    assert len(before) == 4 * 2 + 2 * 2  # setup, evaluate and train of four points, constrain of two
+    assert len(before) == 4 * 3 + 2  # setup, training and evaluation of four points, stage 1 of two
     sweep(tiny(), out)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*-seed-*/records/*.json")} == before
     assert differences(finished, out) == []
