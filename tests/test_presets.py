@@ -19,20 +19,49 @@ def test_a_preset_loads_under_its_own_name_and_says_what_it_is(name: str) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rows_context_holds_the_attacked_window(name: str) -> None:
     experiment = load_experiment(name)
-    assert experiment.attacks.protocol.length <= experiment.data.sequence_length
+    assert experiment.data.pairs or experiment.attacks.protocol.length <= experiment.data.sequence_length
 
 
 def test_the_models_that_are_promised_have_presets() -> None:
     pythia = {f"pythia-{size}" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b")}
     llama = {"llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b"}
-    others = {"pocket", "pocket-quick", "gpt2", "qwen2.5-1.5b", "qwen2.5-7b", "smollm2-135m"}
+    others = {
+        "pocket",
+        "pocket-quick",
+        "t5-small",
+        "t5-base",
+        "t5-large",
+        "gpt2",
+        "qwen2.5-1.5b",
+        "qwen2.5-7b",
+        "smollm2-135m",
+    }
     assert pythia | llama | others <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("pocket")])
-def test_the_effective_batch_of_every_published_recipe_is_32(name: str) -> None:
+def test_the_effective_batch_of_every_published_recipe_is_32_and_of_t5_4(name: str) -> None:
     training = load_experiment(name).training
-    assert training.micro_batch * training.accumulation == 32
+    assert training.micro_batch * training.accumulation == (4 if name.startswith("t5-") else 32)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large"])
+def test_the_summarization_track_has_its_numbers(size: str) -> None:
+    x = load_experiment(f"t5-{size}")
+    baseline, monotonic = x.training_of("baseline"), x.training_of("monotonic")
+    assert (baseline.epochs, baseline.lr, baseline.warmup, monotonic.warmup) == (7, 5e-5, 0.10, 0.15)
+    assert (x.data.source_length, x.data.target_length, x.model.source) == (512, 128, f"google-t5/t5-{size}")
+    uses = {use: [part.source.split("/")[1] for part in x.data.sources if part.use == use] for use in ("train", "test")}
+    assert uses == {
+        "train": ["dialogsum", "highlightsum", "arxiv-summarization"],
+        "test": ["cnn_dailymail", "xsum", "samsum"],
+    }
+    rouge = x.evaluation.rouge
+    assert rouge is not None
+    assert (rouge.beams, rouge.length_penalty, rouge.no_repeat_ngram, rouge.resamples) == (4, 1.2, 3, 1000)
+    assert (x.attacks.triggers.length, x.attacks.hotflip.flips, x.attacks.hotflip.published_success) == (5, 5, 0.10)
+    assert list(x.arms) == ["pretrained_model", "baseline", "monotonic"]
+    assert not x.arms["pretrained_model"].train
 
 
 def test_the_founding_preset_has_the_founding_numbers() -> None:

@@ -29,6 +29,8 @@ AT_TENTH = "delta_nll_at_10_percent"
 
 PER_TOKEN = "nats per token"
 SHARE = "share of documents"
+F1 = "F1"
+"""Unit of ROUGE: the mean of the documents' F-measures."""
 
 
 Row = Mapping[str, Any]
@@ -172,6 +174,7 @@ def evaluation_quantities(rows: Iterable[Row]) -> list[Quantity]:
     scored = [row for row in rows if row["num_tokens"] and row["nats"] is not None]
     missing = {row["id"]: "no finite loss" for row in rows if row["num_tokens"] and row["nats"] is None}
     nats = {row["id"]: row["nats"] for row in scored}
+    written = {row["id"]: row["rouge"] for row in rows if "rouge" in row}
     return [
         Quantity(Key("nll"), PER_TOKEN, nats, {row["id"]: row["num_tokens"] for row in scored}, missing),
         Quantity(
@@ -180,6 +183,10 @@ def evaluation_quantities(rows: Iterable[Row]) -> list[Quantity]:
             {d: value / math.log(2) for d, value in nats.items()},
             {row["id"]: row["num_bytes"] for row in scored},
             missing,
+        ),
+        *(
+            Quantity(Key(metric), F1, {d: scores[metric] for d, scores in written.items()}, dict.fromkeys(written, 1))
+            for metric in next(iter(written.values()), ())
         ),
     ]
 

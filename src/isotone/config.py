@@ -10,7 +10,7 @@ from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
 from isotone.config_sweep import axis_problem
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
-from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
+from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
@@ -46,6 +46,27 @@ class Model(Part):
     """Run Python code that comes with the model."""
 
 
+class PairSource(Part):
+    """One of several sources of pairs: to train on, or to be held out."""
+
+    source: str
+    """A file or folder (jsonl, jsonl.gz, jsonl.zst, parquet), or a hub data set."""
+    source_field: str
+    """The field that an encoder-decoder reads."""
+    target_field: str
+    """The field that it is to write."""
+    use: Literal["train", "test"]
+    """train: the splits train and validation; test: test, attack_search and attack_test. Shares stay in proportion."""
+    config_name: str | None = None
+    """Configuration of the hub data set."""
+    split: str = "train"
+    """Split of the hub data set that pairs are taken from."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub data set; setup records the commit."""
+    num_documents: Count | None = None
+    """Take only the first N pairs."""
+
+
 class Data(Part):
     """The corpus, its splits and its packing."""
 
@@ -60,6 +81,8 @@ class Data(Part):
     """The field that it is to write."""
     target_file: str | None = None
     """Text file whose lines are the targets of the lines of the text file ``source``: pairs, too."""
+    sources: tuple[PairSource, ...] = ()
+    """Several sources of pairs, instead of ``source``: some to train on, others to be held out."""
     source_prefix: str = ""
     """What is put before every source, such as "summarize: " for T5."""
     source_length: Annotated[int, Field(ge=2)] = 512
@@ -86,7 +109,8 @@ class Data(Part):
     @property
     def pairs(self) -> bool:
         """Whether a document is a source and a target, for an encoder-decoder."""
-        return self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        one = self.source == BIBLE_PAIRS or self.source_field is not None or self.target_file is not None
+        return one or bool(self.sources)
 
     @property
     def row_length(self) -> int:
@@ -103,6 +127,15 @@ class Data(Part):
             raise ValueError(f"source: {BIBLE_PAIRS} has its own targets; leave source_field and target_file out")
         if self.target_file is not None and self.source_field is not None:
             raise ValueError("target_file: pairs are two text files, or two fields; leave one of them out")
+        if self.sources:
+            single = ("source", "source_field", "target_file", "config_name", "split", "revision", "num_documents")
+            for key in single:
+                if key in given and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: give it under sources, of which each has its own, or leave sources out")
+            if {part.use for part in self.sources} != {"train", "test"}:
+                raise ValueError("sources: some have use: train and some use: test; found one kind only")
+            if empty := [use for use, splits in USES.items() if not sum(self.fractions.get(s, 0) for s in splits)]:
+                raise ValueError(f"fractions: nothing is left of {', '.join(USES[empty[0]])} for use: {empty[0]}")
         wrong = ("text_field", "sequence_length") if self.pairs else ("source_prefix", "source_length", "target_length")
         for key in wrong:
             if key in given and getattr(self, key) != type(self).model_fields[key].default:
@@ -295,8 +328,27 @@ class Arm(Part):
         return tuple(dict.fromkeys(name for name in others if name != "pretrained"))
 
 
+class Rouge(Part):
+    """ROUGE-1, ROUGE-2 and ROUGE-Lsum of what an encoder-decoder writes for held-out sources."""
+
+    num_documents: Count | None = None
+    """Take only the first N pairs of those that are evaluated."""
+    beams: Count = 4
+    """Beams of the search; 1: greedy. Nothing is drawn at random."""
+    length_penalty: Number = 1.2
+    """Power of the length by which a beam's score is divided: above 0 longer texts gain."""
+    no_repeat_ngram: Annotated[int, Field(ge=0)] = 3
+    """No N-gram is written twice; 0: any may be."""
+    max_tokens: Count | None = None
+    """Most tokens of a written text; ``data.target_length`` unless given."""
+    batch_size: Count = 8
+    """Sources in one search; part of the result, as batches fix the rounding."""
+    resamples: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the documents for the intervals."""
+
+
 class Evaluation(Part):
-    """Held-out perplexity and bits per byte."""
+    """Held-out perplexity and bits per byte; of pairs, of the target, and ROUGE."""
 
     stride: Count | None = None
     """Tokens between windows; half the context unless given."""
@@ -311,6 +363,8 @@ class Evaluation(Part):
     """Take only the first N documents of the split."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(min_length=1)] = ("last", "best")
     """Which checkpoints of a trained arm are evaluated."""
+    rouge: Rouge | None = None
+    """Of pairs: what the checkpoint that is attacked writes. None: not measured."""
 
 
 class Protocol(Part):
@@ -492,7 +546,7 @@ class Attacks(Part):
 class Declared(Part):
     """A measure of every arm against the baseline, declared before it is looked at."""
 
-    metric: Literal["nll", "bits_per_byte", "delta_nll", "success_rate", "top1_change"]
+    metric: Literal["nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum", "delta_nll", "success_rate", "top1_change"]
     attack: str | None = None
     """None: of clean text. Else as results name it: hotflip, triggers, random_edits, a further one, or ensemble."""
     variant: str | None = None
@@ -500,7 +554,7 @@ class Declared(Part):
 
     @model_validator(mode="after")
     def _attack_where_something_is_attacked(self) -> "Declared":
-        clean = self.metric in ("nll", "bits_per_byte")
+        clean = self.metric in ("nll", "bits_per_byte", "rouge1", "rouge2", "rougeLsum")
         if clean and (self.attack or self.variant):
             raise ValueError(f"attack: {self.metric} is of clean text; leave attack and variant out")
         if not clean and self.attack is None:
@@ -617,6 +671,16 @@ class Experiment(Part):
                 f"attacks.hotflip.flips: {self.attacks.hotflip.flips} flips do not fit the "
                 f"{self.attacks.protocol.prefix - 1} attackable tokens of attacks.protocol.prefix"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rouge_has_pairs(self) -> "Experiment":
+        if self.evaluation.rouge is not None and not self.data.pairs:
+            raise ValueError("evaluation.rouge: only of pairs (data.source_field); set it to null")
+        if self.evaluation.rouge is None and (
+            asked := [d.metric for d in self.analysis.family if d.metric.startswith("rouge")]
+        ):
+            raise ValueError(f"analysis.family: {asked[0]} is never measured; give evaluation.rouge")
         return self
 
     @model_validator(mode="after")

@@ -143,7 +143,8 @@ class ArmResult(_Result):
     perplexity: float | None
     bits_per_byte: float | None
     evaluation: dict[str, Any]
-    """By checkpoint: nll, perplexity and bits_per_byte with intervals, and what was left out."""
+    """By checkpoint: nll, perplexity and bits_per_byte with intervals, and what was left out; with ``rouge``: each
+    measure, and the same of the source itself under ``source_copied``."""
     hotflip: dict[str, Any] | None
     """The primary variant's entry, and every variant's under ``variants``."""
     triggers: dict[str, Any] | None

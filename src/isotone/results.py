@@ -125,7 +125,7 @@ def build_final_results(
             for arm, found in findings.items()
             for entry in [
                 *_perplexities(arm, seed, found),
-                *(q.measurement(arm, seed) for q in quantities[arm].values()),
+                *(q.measurement(arm, seed) | _resampled(found, q.key) for q in quantities[arm].values()),
             ]
         ],
         arms={arm: _arm_result(found, variant) for arm, found in findings.items()},
@@ -297,6 +297,12 @@ def _perplexities(arm: str, seed: int, found: ArmFindings) -> list[Json]:
             **summary["perplexity"],
         }
     ]
+
+
+def _resampled(found: ArmFindings, key: Key) -> Json:
+    """Return the interval that an evaluation took from resampled documents, where it did: of ROUGE."""
+    entry = (found.evaluation[found.primary_checkpoint].get("rouge") or {}).get(key.metric)
+    return {"ci95": entry["ci95"]} if entry else {}
 
 
 def _arm_result(found: ArmFindings, variant: str) -> ArmResult:

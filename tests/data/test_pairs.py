@@ -119,6 +119,54 @@ def test_files_of_unequal_length_are_refused_with_both_counts(tmp_path: Path) ->
         open_corpus(Data(source=str(tmp_path / "a.txt"), target_file=str(tmp_path / "c.txt")))
 
 
+def sources(tmp_path: Path) -> list[dict[str, Any]]:
+    write_pairs(tmp_path / "seen.jsonl", random_pairs(60))
+    write_pairs(tmp_path / "held_out.jsonl", [{"a": p["source"], "b": p["target"]} for p in random_pairs(40, seed=1)])
+    (tmp_path / "more.jsonl").write_text((tmp_path / "seen.jsonl").read_text())
+    return [
+        {"source": str(tmp_path / "seen.jsonl"), **FIELDS, "use": "train"},
+        {"source": str(tmp_path / "held_out.jsonl"), "source_field": "a", "target_field": "b", "use": "test"},
+    ]
+
+
+def test_sources_are_trained_on_or_held_out_as_they_say(pack: Pack, tmp_path: Path) -> None:
+    summary = pack(Path("web-bible"), sources=sources(tmp_path))
+    assert sum(summary["splits"][split]["documents"] for split in ("train", "validation")) == 60
+    held_out = ("attack_search", "test", "attack_test")
+    assert sum(summary["splits"][split]["documents"] for split in held_out) == 40
+    data = open_packed(tmp_path / "packed")
+    assert all(d.id.startswith("held_out.jsonl:") for split in held_out for d in data.documents(split))
+
+
+def test_training_pairs_that_are_held_out_elsewhere_are_removed(pack: Pack, tmp_path: Path) -> None:
+    """As of a collection that contains the very data set that is tested on."""
+    given = sources(tmp_path)
+    held_out = (tmp_path / "held_out.jsonl").read_text().replace('"a"', '"source"').replace('"b"', '"target"')
+    (tmp_path / "seen.jsonl").write_text((tmp_path / "more.jsonl").read_text() + held_out)
+    summary = pack(Path("web-bible"), sources=given)
+    removed = summary["near_duplicates"]["removed"]
+    assert removed["train"] + removed["validation"] == 40
+
+
+def test_limits_and_faults_of_sources_are_their_own(tmp_path: Path) -> None:
+    given = sources(tmp_path)
+    few = Data(sources=[given[0] | {"num_documents": 3}, given[1]])  # type: ignore[arg-type]
+    assert [d.id.partition(":")[0] for d in open_corpus(few).read(2)][:2] == ["seen.jsonl", "held_out.jsonl"]
+    for settings, message in (
+        ({"sources": given[:1]}, "sources: some have use: train and some use: test"),
+        ({"sources": given, "source_field": "x", "target_field": "y"}, "source_field: give it under sources"),
+        (
+            {
+                "sources": given,
+                "fractions": {"train": 1, "validation": 0, "attack_search": 0, "test": 0, "attack_test": 0},
+            },
+            "fractions: nothing is left of attack_search, test, attack_test for use: test",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Data(**settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

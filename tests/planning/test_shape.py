@@ -9,7 +9,7 @@ from isotone import records
 from isotone.config import Model
 from isotone.config_io import list_presets, load_experiment
 from isotone.constraint import constrain
-from isotone.constraint.architectures import ARCHITECTURES
+from isotone.constraint.feed_forward import architecture_of_model
 from isotone.errors import UsageError
 from isotone.planning.shape import read_shape, shape_of
 
@@ -31,6 +31,9 @@ PUBLISHED = {
     "Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "google-t5/t5-small": 60_506_624,
+    "google-t5/t5-base": 222_903_552,
+    "google-t5/t5-large": 737_668_096,
 }
 
 
@@ -50,9 +53,9 @@ def test_parameters_are_counted_as_torch_counts_them(name: str) -> None:
     assert shape.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "llama", "qwen2", "t5", "t5_gated"])
 def test_constrained_weights_are_counted_as_constrain_takes_them(name: str) -> None:
-    for scope in ARCHITECTURES[MODELS[name][0].model_type].scopes:
+    for scope in architecture_of_model(tiny_model(name)).scopes:
         model = tiny_model(name)
         shape = shape_of(name, model.config.to_dict(), "test")
         constraint = constrain(model, scope, "softplus", "absolute")

@@ -1,17 +1,22 @@
 """Work is counted as the stages do it: the steps of a training, the windows of an evaluation, the saves."""
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from planned import planned
 from tiny_models import tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
-from isotone.config import Training
+from isotone.config import Data, Training
 from isotone.config_io import load_experiment
 from isotone.pipeline.graph import Node
 from isotone.planning.corpus import corpus_size
-from isotone.planning.flops import forward_flops, training_flops
+from isotone.planning.flops import forward_flops, generation_flops, training_flops
+from isotone.planning.memory import Machine, host_memory
 from isotone.planning.shape import read_shape, shape_of
 from isotone.planning.work import evaluation_flops, node_work, num_saves
 
@@ -65,3 +70,41 @@ def test_stated_tokens_go_before_estimates() -> None:
     shape = read_shape(experiment.model)
     size = corpus_size(experiment.data, shape, SimpleNamespace(__truediv__=None), 1e9)  # type: ignore[arg-type]
     assert size.train_tokens == pytest.approx(1e9)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5_gated"])
+def test_operations_of_an_encoder_decoder_are_those_that_torch_counts(name: str) -> None:
+    """Its matrices exactly; a causal attention is counted at half of what torch computes, so it is left out of both."""
+    model = tiny_model(name)
+    shape = shape_of(name, model.config.to_dict(), "test")
+    source, target = torch.randint(2, 64, (1, 24)), torch.randint(2, 64, (1, 10))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=source, decoder_input_ids=target)
+    counted = counter.get_flop_counts()["Global"]
+    matrices = sum(flops for kind, flops in counted.items() if "mm" in str(kind) and "bmm" not in str(kind))
+    width = shape.query
+    attention = shape.encoder_layers * 4 * width * 24 * 24 + shape.cross_layers * 4 * width * (10 * 5 + 24 * 10)
+    assert forward_flops(shape, 1, 34, 10) - attention == matrices
+
+
+def test_pairs_are_planned_by_their_rows_and_writing_by_beams() -> None:
+    settings = ("data={source: bible-pairs, source_length: 96, target_length: 64}", "training.epochs=1")
+    plain = planned(*settings, length=160)
+    shape = shape_of("t5", tiny_model("t5").config.to_dict(), "test")
+    sizes = [replace(p, shape=shape) for p in (plain, planned(*settings, "evaluation.rouge={beams: 4}", length=160))]
+    assert sizes[0].steps(sizes[0].experiment.training) == 1_000_000 // 160 // 16
+    without, with_rouge = (node_work(s, Node("evaluate", "baseline")) for s in sizes)
+    written = generation_flops(shape, 50, 96, 64, 4)
+    assert with_rouge.evaluate - without.evaluate == pytest.approx(written)
+    assert generation_flops(shape, 50, 96, 64, 8) < 2 * written  # the source is read once
+    memory = [host_memory(s, Machine("cpu", "fp32", "sdpa", 0), Node("evaluate", "baseline")) for s in sizes]
+    assert memory[0] < memory[1]
+
+
+def test_pairs_of_a_file_are_counted_by_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"s": "a", "t": "b"}\n' * 100)
+    data = Data(source=str(tmp_path / "a.jsonl"), source_field="s", target_field="t")
+    shape = shape_of("t5", tiny_model("t5").config.to_dict(), "test")
+    size = corpus_size(data, shape, tmp_path / "packed", None)
+    assert size.train_tokens == 80 * data.row_length
+    assert len(size.document_tokens["test"]) == 5

@@ -1,7 +1,7 @@
 """Where documents come from: the bundled corpus, local files, or a data set on the hub, behind one small interface."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 from isotone.config import BIBLE_PAIRS, Data
 from isotone.data.document import Document
+from isotone.data.fractions import USES
 from isotone.errors import UsageError
 
 WEB_BIBLE = "web-bible"
@@ -45,6 +46,8 @@ def open_corpus(config: Data, pinned: str | None = None) -> Corpus:
     Raises:
         UsageError: it is not there, cannot be reached, or is of an unknown kind.
     """
+    if config.sources:
+        return _open_several(config)
     if config.source in _BIBLE_PACKAGES:
         return _open_bible(config.source)
     from isotone.data.local_files import SUFFIXES, Fields, open_files, open_parallel
@@ -60,6 +63,31 @@ def open_corpus(config: Data, pinned: str | None = None) -> Corpus:
     from isotone.data.hub import open_hub
 
     return open_hub(config, pinned)
+
+
+def _open_several(config: Data) -> Corpus:
+    """Open sources of pairs one after the other; names tell the sources apart."""
+    corpora = []
+    for part in config.sources:
+        keys = ("source", "source_field", "target_field", "config_name", "split", "revision")
+        corpora.append((part, open_corpus(Data(**{key: getattr(part, key) for key in keys}))))
+
+    def read(skip: int) -> Iterator[Document]:
+        documents = (
+            replace(document, id=f"{_name(part.source)}:{document.id}", splits=USES[part.use])
+            for part, corpus in corpora
+            for document in islice(corpus.read(0), part.num_documents)
+        )
+        return islice(documents, skip, None)
+
+    identities = [{"use": p.use, "num_documents": p.num_documents, "of": c.identity} for p, c in corpora]
+    return Corpus({"kind": "several", "sources": identities}, read)
+
+
+def _name(source: str) -> str:
+    """Return what names of documents begin with: results hold no path."""
+    path = Path(source).expanduser()
+    return path.name if path.exists() else source
 
 
 def first_documents(corpus: Corpus, limit: int | None, skip: int) -> Iterator[Document]:

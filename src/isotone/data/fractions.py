@@ -5,3 +5,6 @@ SPLITS = ("train", "validation", "attack_search", "test", "attack_test")
 
 DEFAULT_FRACTIONS = {"train": 0.80, "validation": 0.04, "attack_search": 0.04, "test": 0.05, "attack_test": 0.07}
 """Share of documents of each split; the pocket model was trained on the training split that these give."""
+
+USES = {"train": ("train", "validation"), "test": ("attack_search", "test", "attack_test")}
+"""Splits that a source of documents may be for."""

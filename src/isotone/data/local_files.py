@@ -63,7 +63,8 @@ class Fields:
         Raises:
             UsageError: as ``text_of``.
         """
-        return Document(name, *(text_of(entry, field, place, key) for key, field in self.keys.items()))
+        text, *target = (text_of(entry, field, place, key) for key, field in self.keys.items())
+        return Document(name, text, target[0] if target else None)
 
 
 def open_files(path: Path, fields: Fields) -> Corpus:

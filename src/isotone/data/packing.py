@@ -129,6 +129,8 @@ def _pair_recipe(config: Data, tokenizer: "PreTrainedTokenizerBase") -> PairReci
 def _settings(config: Data, recipe: Recipe) -> dict[str, Any]:
     """Return what, beside the source, decides the packed bytes."""
     of_pairs = {"source_field", "target_field", "source_prefix", "source_length", "target_length"}
+    if config.sources:
+        of_pairs.add("sources")
     shape = of_pairs if config.pairs else {"text_field", "sequence_length"}
     return {
         "format": FORMAT,

@@ -219,7 +219,7 @@ def _pack(
     for document in kept:
         stop.check("packing the data")
         signatures.append(signature(document.group or document.text)[None])
-    levels = [SPLITS.index(assign_split(d.group or d.text, recipe.fractions)) for d in kept]
+    levels = [SPLITS.index(assign_split(d.group or d.text, recipe.fractions, d.splits)) for d in kept]
     arrays = {
         "tokens": np.concatenate(tokens),
         "levels": np.array(levels, np.uint8),

@@ -29,13 +29,17 @@ _MULTIPLIERS = _RNG.integers(1, 2**63, _NUM_HASHES, dtype=np.uint64) | np.uint64
 _OFFSETS = _RNG.integers(0, 2**63, _NUM_HASHES, dtype=np.uint64)
 
 
-def assign_split(text: str, fractions: Mapping[str, float]) -> str:
+def assign_split(text: str, fractions: Mapping[str, float], allowed: Sequence[str] | None = None) -> str:
     """Return the split of a text.
 
     Args:
         text: the whole document.
         fractions: share of each of ``SPLITS``; sums to 1.
+        allowed: the only splits there are, with shares in this proportion; None: all.
     """
+    if allowed is not None:
+        total = sum(fractions[name] for name in allowed)
+        fractions = {name: fractions[name] / total if name in allowed else 0.0 for name in SPLITS}
     point = (
         int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=b"isotone.split").digest(), "big") / 2**64
     )
@@ -43,7 +47,7 @@ def assign_split(text: str, fractions: Mapping[str, float]) -> str:
         if point < fractions[name]:
             return name
         point -= fractions[name]
-    return SPLITS[0]
+    return SPLITS[0] if allowed is None else allowed[0]
 
 
 def minhash(text: str) -> np.ndarray:

@@ -1,12 +1,12 @@
 """How much text an experiment reads: counted where it is packed, else stated or estimated, and it says which."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from isotone.config import Data
+from isotone.config import BIBLE_PAIRS, Data
 from isotone.data.corpora import WEB_BIBLE
 from isotone.data.fractions import SPLITS
 from isotone.data.packed import DATASET, open_packed
@@ -18,6 +18,9 @@ BYTES_PER_TOKEN = 4.0
 
 _BIBLE_DOCUMENTS, _BIBLE_BYTES = 1189, 4_030_656
 """Counted over ``isotone.data.bible``."""
+
+_BIBLE_PAIRS, _PAIRS_BYTES = 31_099, 8_155_156
+"""Verses, and bytes of both sides; counted as well."""
 
 _KNOWN = {"monology/pile-uncopyrighted": (300e9, 5.91 * 1024)}
 """Tokens in all (as preset pythia-1.4b states), and bytes of a mean document (Gao et al. 2021, 2101.00027, table 1)."""
@@ -73,6 +76,8 @@ def corpus_size(data: Data, shape: ModelShape, packed: Path, tokens: float | Non
     if tokens is not None:
         mean = _KNOWN[data.source][1] / BYTES_PER_TOKEN if data.source in _KNOWN else 1000.0
         return _estimated(data, tokens / share, tokens / share / mean, "stated: --tokens")
+    if data.pairs:
+        return _pairs(data)
     if data.source == WEB_BIBLE:
         documents = min(data.num_documents or _BIBLE_DOCUMENTS, _BIBLE_DOCUMENTS)
         total = _BIBLE_BYTES * documents / _BIBLE_DOCUMENTS / BYTES_PER_TOKEN
@@ -84,6 +89,25 @@ def corpus_size(data: Data, shape: ModelShape, packed: Path, tokens: float | Non
         origin = f"estimated: {mean:,.0f} tokens a document" if data.num_documents else "stated: about 300B tokens"
         return _estimated(data, total, total / mean, origin)
     return _local_files(data)
+
+
+def _pairs(data: Data) -> CorpusSize:
+    """Return the size of a corpus of pairs, each a row whatever its length."""
+    path = Path(data.source).expanduser()
+    name = ", ".join(part.source for part in data.sources) or data.source
+    if data.source == BIBLE_PAIRS:
+        count, num_bytes, origin = _BIBLE_PAIRS, _PAIRS_BYTES, "counted: verses"
+    elif not data.sources and path.is_file() and path.suffix in (".jsonl", ".txt"):
+        with open(path, "rb") as file:
+            count, num_bytes, origin = sum(1 for _ in file), 2 * path.stat().st_size, "counted: lines"
+    else:
+        raise UsageError(
+            f"data.source: how many pairs {name} has is not known here; give --tokens N (of one epoch: training "
+            f"pairs × {data.row_length}), or run stage 0 first: isotone run … --only setup"
+        )
+    taken = max(1, min(count, data.num_documents or count))
+    size = _estimated(data, taken * data.row_length, taken, f"{origin}; rows of {data.row_length} tokens")
+    return replace(size, text_bytes=num_bytes * taken / max(1, count))
 
 
 def _local_files(data: Data) -> CorpusSize:

@@ -17,23 +17,54 @@ def forward_flops(shape: ModelShape, sequences: float, length: float, scored: fl
         shape: sizes of the model.
         sequences: number of sequences.
         length: tokens of each that are computed.
-        scored: tokens of each for which logits are computed.
+        scored: tokens of each for which logits are computed; of an encoder-decoder the target, the rest being the
+            source.
         before: tokens of each that come from a cache.
     """
-    layers = _layers(shape, length, before) * sequences * length
-    return layers + 2 * shape.head_weights * sequences * scored
+    return sequences * (_blocks(shape, length, scored, before) + 2 * shape.head_weights * scored)
 
 
-def training_flops(shape: ModelShape, sequences: float, length: float, checkpointing: bool = False) -> float:
-    """Return the cost of a forward and a backward pass over weights: 3 forwards, or 4 of recomputed blocks."""
-    forward = forward_flops(shape, sequences, length, length)
-    recomputed = _layers(shape, length, 0) * sequences * length if checkpointing else 0
-    return 3 * forward + recomputed
+def training_flops(
+    shape: ModelShape, sequences: float, length: float, checkpointing: bool = False, target: float | None = None
+) -> float:
+    """Return the cost of a forward and a backward pass over weights: 3 forwards, or 4 of recomputed blocks.
+
+    ``target`` is how many of a row's tokens an encoder-decoder writes; the others it reads.
+    """
+    scored = length if target is None else target
+    forward = forward_flops(shape, sequences, length, scored)
+    return 3 * forward + (sequences * _blocks(shape, length, scored, 0) if checkpointing else 0)
+
+
+def generation_flops(shape: ModelShape, sequences: float, source: float, target: float, beams: int) -> float:
+    """Return the cost of writing ``target`` tokens for each source by beam search, with a cache, to the end."""
+    read = _encoder(shape, source)
+    written = _decoder(shape, source, target) + 2 * shape.head_weights * target
+    return sequences * (read + beams * written)
 
 
 def gradient_flops(shape: ModelShape, sequences: float, length: float, scored: float) -> float:
     """Return the cost of the gradient at the input embeddings of a frozen model: 2 forwards."""
     return 2 * forward_flops(shape, sequences, length, scored)
+
+
+def _blocks(shape: ModelShape, length: float, scored: float, before: float) -> float:
+    """Return the cost of all blocks for one sequence."""
+    if not shape.encoder_layers:
+        return _layers(shape, length, before) * length
+    return _encoder(shape, length - scored) + _decoder(shape, length - scored, scored)
+
+
+def _encoder(shape: ModelShape, source: float) -> float:
+    """Return the cost of an encoder, whose tokens attend to the whole source."""
+    return shape.encoder_layers * source * (2 * shape.layer_weights + 4 * shape.query * source)
+
+
+def _decoder(shape: ModelShape, source: float, target: float) -> float:
+    """Return the cost of a decoder, with the keys and values that it takes of the source."""
+    own = target * (2 * shape.layer_weights + 4 * shape.query * target / 2)
+    cross = 4 * shape.hidden * shape.query * (source + target) + 4 * shape.query * source * target
+    return shape.cross_layers * (own + cross)
 
 
 def _layers(shape: ModelShape, length: float, before: float) -> float:

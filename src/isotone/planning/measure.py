@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isotone import records
-from isotone.config import Data, Experiment
+from isotone.config import BIBLE_PAIRS, Data, Experiment
 from isotone.errors import IsotoneError, UsageError
 from isotone.models.sources import resolve_source
 from isotone.planning.flops import forward_flops, gradient_flops, training_flops
@@ -96,7 +96,8 @@ class Meter:
         model, load = self._load()
         model.to(self.device)
         save = self._save()
-        evaluate, attack = self._evaluate(model), self._attack(model)
+        evaluate = self._evaluate(model)
+        attack = evaluate if self.shape.encoder_layers else self._attack(model)  # passes over whole pairs, both
         train, optimizer = self._train(model)
         return Rates(
             train=train,
@@ -160,7 +161,7 @@ class Meter:
 
     def _load(self) -> tuple["nn.Module", float | None]:
         """Return the model, with its own weights where they are here (then timed), else with random ones."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         from isotone.models import load_model
 
@@ -171,7 +172,8 @@ class Meter:
             return model, 4 * self.shape.num_parameters / (self.now() - began)
         sizes = {key: value for key, value in self.shape.config.items() if key not in ("model_type", "dtype")}
         made = AutoConfig.for_model(self.shape.model_type, **sizes)
-        random: Any = AutoModelForCausalLM.from_config(made, attn_implementation=config.attention)
+        family: Any = AutoModelForSeq2SeqLM if self.shape.encoder_layers else AutoModelForCausalLM
+        random: Any = family.from_config(made, attn_implementation=config.attention)
         random.config.use_cache = False
         return random.eval(), None
 
@@ -189,6 +191,13 @@ class Meter:
 
         return torch.randint(self.shape.vocabulary, (rows, length), device=self.device)
 
+    def _pairs(self, length: int) -> Any:
+        """Return how rows of so many tokens lie where the model is an encoder-decoder, without padding; else None."""
+        from isotone.pairs import PairLayout
+
+        data = self.experiment.data
+        return PairLayout(length * data.source_length // data.row_length, -1) if self.shape.encoder_layers else None
+
     def _evaluate(self, model: "nn.Module") -> float:
         import torch
 
@@ -197,12 +206,18 @@ class Meter:
 
         config = self.experiment.evaluation
         longest = config.context or min(self.shape.context, LONGEST_WINDOW)
+        if self.shape.encoder_layers:
+            longest = self.experiment.data.row_length
         fits = max(1, LOGIT_ELEMENTS // (longest * self.shape.vocabulary))
         rows, length = self._rows(min(config.batch_size, fits), longest)
         ids_BL = self._ids(rows, length)
         with torch.no_grad():
-            seconds = self._timed(lambda: token_nll(model, ids_BL))
-        return forward_flops(self.shape, rows, length, length - 1) / seconds
+            seconds = self._timed(lambda: token_nll(model, ids_BL, pairs=self._pairs(length)))
+        return forward_flops(self.shape, rows, length, self._scored(length)) / seconds
+
+    def _scored(self, length: int) -> int:
+        pairs = self._pairs(length)
+        return length - (1 if pairs is None else pairs.source)
 
     def _attack(self, model: "nn.Module") -> float:
         from isotone.attacks.scoring import Target, frozen
@@ -230,7 +245,7 @@ class Meter:
         from isotone.training.optimizer import build_optimizer
 
         recipe = self.experiment.training
-        rows, length = self._rows(recipe.micro_batch, self.experiment.data.sequence_length, 3)
+        rows, length = self._rows(recipe.micro_batch, self.experiment.data.row_length, 3)
         ids_BL = self._ids(rows, length)
         optimizer = build_optimizer(dict(model.named_parameters()), recipe)
         model.train()
@@ -242,7 +257,7 @@ class Meter:
         def gradients() -> None:
             model.zero_grad(set_to_none=True)
             with torch.autocast(self.device, torch.bfloat16, enabled=self.low):
-                loss = token_nll(model, ids_BL).sum() / ids_BL.numel()
+                loss = token_nll(model, ids_BL, pairs=self._pairs(length)).sum() / ids_BL.numel()
             loss.backward()
 
         def step() -> None:
@@ -250,7 +265,8 @@ class Meter:
             optimizer.step()
 
         train_s, step_s = self._timed(gradients), self._timed(step)
-        flops = training_flops(self.shape, rows, length, recipe.gradient_checkpointing)
+        target = self._scored(length) if self.shape.encoder_layers else None
+        flops = training_flops(self.shape, rows, length, recipe.gradient_checkpointing, target)
         return flops / train_s, self.shape.num_parameters / step_s
 
     def _save(self) -> float:
@@ -291,14 +307,16 @@ class Meter:
         from isotone.interruption import StopFlag
 
         data = self.experiment.data
-        if data.source != WEB_BIBLE and not Path(data.source).expanduser().exists():
+        bundled = data.source in (WEB_BIBLE, BIBLE_PAIRS)
+        if data.sources or not (bundled or Path(data.source).expanduser().exists()):
             return None
         with tempfile.TemporaryDirectory() as folder:
             sample, num_bytes = Path(folder) / "sample.jsonl", 0
             lines = []
             for document in open_corpus(data).read(0):
-                lines.append({"text": document.text})
-                num_bytes += len(document.text.encode())
+                text = " ".join(filter(None, (document.text, document.target)))
+                lines.append({"text": text})
+                num_bytes += len(text.encode())
                 if num_bytes >= SAMPLE_BYTES:
                     break
             records.write_bytes(sample, records.dump_json_lines(lines))

@@ -115,7 +115,7 @@ def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> f
     """Return the peak of a training: weights, masters, optimizer, gradients, activations, logits, and a save."""
     shape, recipe = sizes.shape, sizes.experiment.training_of(arm)
     share = recipe.micro_batch * recipe.accumulation // machine.devices
-    rows, length = max(1, min(recipe.micro_batch, share)), sizes.experiment.data.sequence_length
+    rows, length = max(1, min(recipe.micro_batch, share)), sizes.experiment.data.row_length
     width = 2 if machine.precision == "pure_bf16" else 4
     parameters, masters = shape.num_parameters, sizes.constrained(arm)
     states: float = width * (3 * parameters + masters)
@@ -128,7 +128,9 @@ def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> f
     kept = gradients + casts + _activations(shape, recipe, machine, rows, length)
     if machine.device == "cpu":
         kept *= FRAGMENTATION
-    logits = _logits(rows * (length - 1) * shape.vocabulary, machine.precision)
+    data = sizes.experiment.data
+    scored = data.target_length if data.pairs else length - 1
+    logits = _logits(rows * scored * shape.vocabulary, machine.precision)
     if recipe.distill.share:
         divided = machine.devices if recipe.parallel == "fsdp" else 1
         states += width * parameters / divided
@@ -222,8 +224,10 @@ def _inference(shape: ModelShape, tokens: float, elements: float, ranked: bool =
 
 def _evaluating(sizes: Sizes) -> float:
     """Return what the first batch of an evaluation takes: that of the longest windows."""
-    config, shape = sizes.experiment.evaluation, sizes.shape
+    config, shape, data = sizes.experiment.evaluation, sizes.shape, sizes.experiment.data
     count = sizes.num_documents(config.split, config.num_documents)
+    if data.pairs:
+        return _of_pairs(sizes, min(config.batch_size, max(1, count)))
     lengths = sizes.corpus.document_tokens[config.split][:count] + 1
     context = config.context or min(shape.context, LONGEST_WINDOW)
     length = max(2, min(context, int(lengths.max(initial=1))))
@@ -232,6 +236,18 @@ def _evaluating(sizes: Sizes) -> float:
     most = LOGIT_ELEMENTS // ((length - 1) * shape.vocabulary)
     rows = max(1, min(config.batch_size, most, num_windows))
     return _inference(shape, rows * length, rows * (length - 1) * shape.vocabulary)
+
+
+def _of_pairs(sizes: Sizes, rows: int) -> float:
+    """Return what scoring a batch of pairs takes, or writing one: each beam has keys and values, and its logits."""
+    shape, data, rouge = sizes.shape, sizes.experiment.data, sizes.experiment.evaluation.rouge
+    scored = _inference(shape, rows * data.row_length, rows * data.target_length * shape.vocabulary)
+    if rouge is None:
+        return scored
+    beams = rouge.batch_size * rouge.beams
+    tokens = (rouge.max_tokens or data.target_length) + data.source_length
+    cache = 2 * 4 * 2 * shape.cross_layers * shape.key * beams * tokens  # twice: beams are put in another order
+    return max(scored, cache + _inference(shape, beams * data.source_length, 3 * beams * shape.vocabulary))
 
 
 def _flipping(sizes: Sizes) -> float:

@@ -237,13 +237,13 @@ class Planner:
         ]
 
     def _lines(self) -> list[str]:
-        target, shape = self.target, self.shape
+        target, shape, data = self.target, self.shape, self.experiment.data
         rate = target.rates.train
         speed = f"{rate / 1e12:.3g} TFLOP/s in training ({target.rate_origin})" if rate else "rate not known"
+        sources = ", ".join(part.source for part in data.sources) or data.source
         lines = [
             f"model {shape.source}: {shape.num_parameters:,} parameters ({shape.origin})",
-            f"data {self.experiment.data.source}: {self.corpus.train_tokens:.3g} training tokens an epoch "
-            f"({self.corpus.origin})",
+            f"data {sources}: {self.corpus.train_tokens:.3g} training tokens an epoch ({self.corpus.origin})",
             f"machine: {target.device}, {target.precision}, {target.threads} threads, {speed}",
         ]
         if target.bounded:

@@ -81,7 +81,7 @@ def rates_key(experiment: Experiment, shape: ModelShape, device: str, precision:
     """Return what measured rates belong to: machine, device, threads, model, and the sizes of batches."""
     sizes = [getattr(shape, key) for key in ("model_type", "vocabulary", "hidden", "layers", "query", "key")]
     protocol, training = experiment.attacks.protocol, experiment.training
-    batches: list[int | None] = [training.micro_batch, experiment.data.sequence_length, training.gradient_checkpointing]
+    batches: list[int | None] = [training.micro_batch, experiment.data.row_length, training.gradient_checkpointing]
     batches += [protocol.length, experiment.evaluation.batch_size, experiment.evaluation.context]
     text = records.hash_json([sizes, shape.intermediate, batches, experiment.model.attention, shape.source])
     return f"{platform.node()} {device} {precision} {threads} threads {hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from isotone import records
 from isotone.config import Model
-from isotone.constraint.architectures import ARCHITECTURES
+from isotone.constraint.architectures import ARCHITECTURES, row_name
 from isotone.constraint.layers import Layers, resolve_layers
 from isotone.errors import UsageError
 from isotone.models.sources import Source, resolve_source
@@ -17,13 +17,13 @@ from isotone.models.sources import Source, resolve_source
 _TABLE = resources.files("isotone") / "planning" / "shapes.json"
 _ROTARY = {"gpt_neox", "gptj", "phi"}
 _ONE_NORM = {"gptj", "phi"}
-_TIED = {"gpt2", "opt", "bloom", "gemma", "gemma2", "gemma3_text"}
+_TIED = {"gpt2", "opt", "bloom", "gemma", "gemma2", "gemma3_text", "t5"}
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a causal language model.
+    """Sizes of a language model, causal or encoder-decoder.
 
     Attributes:
         source: as the experiment names it.
@@ -32,7 +32,7 @@ class ModelShape:
         vocabulary: rows of the embedding.
         context: longest sequence, in tokens.
         hidden: width of the residual stream.
-        layers: decoder blocks.
+        layers: blocks; of an encoder-decoder, of both sides.
         heads: attention heads.
         query: heads × size of a head.
         key: key heads × size of a head.
@@ -41,6 +41,7 @@ class ModelShape:
         tied: whether the head is the embedding.
         stored_bytes: bytes of the weights' files.
         origin: where the sizes come from.
+        encoder_layers: how many of the blocks are an encoder's; 0 where the model is causal.
     """
 
     source: str
@@ -58,6 +59,12 @@ class ModelShape:
     tied: bool
     stored_bytes: int
     origin: str
+    encoder_layers: int = 0
+
+    @property
+    def cross_layers(self) -> int:
+        """Blocks that also attend to what an encoder read."""
+        return self.layers - self.encoder_layers if self.encoder_layers else 0
 
     @property
     def layer_norm(self) -> bool:
@@ -79,13 +86,21 @@ class ModelShape:
     @property
     def dropout(self) -> bool:
         """Whether any dropout is on in training."""
-        keys = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "attention_dropout", "dropout")
-        default = 0.1 if self.model_type in ("gpt2", "opt", "gptj") else 0.0
+        keys = (
+            "dropout_rate",
+            "resid_pdrop",
+            "embd_pdrop",
+            "attn_pdrop",
+            "hidden_dropout",
+            "attention_dropout",
+            "dropout",
+        )
+        default = 0.1 if self.model_type in ("gpt2", "opt", "gptj", "t5") else 0.0
         return any((self.config.get(key, default) or 0) > 0 for key in keys if key in self.config or default)
 
     @property
     def layer_weights(self) -> int:
-        """Entries of one block's matrices: what its multiplications cost."""
+        """Entries of one block's matrices, less those of a second attention: what its multiplications cost."""
         attention = self.hidden * (2 * self.query + 2 * self.key)
         return attention + self.hidden * self.intermediate * (3 if self.gated else 2)
 
@@ -97,7 +112,8 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All parameters, each once."""
-        return self.layers * (self.layer_weights + self._layer_vectors) + self._outside
+        cross = self.cross_layers * (4 * self.hidden * self.query + self.hidden)
+        return self.layers * (self.layer_weights + self._layer_vectors) + cross + self._outside
 
     def constrained(self, scope: str, layers: Layers | None = None) -> int:
         """Return how many weights a scope constrains in the given blocks; 0 where it has nothing here."""
@@ -141,6 +157,8 @@ class ModelShape:
             embeddings += 2 * width * self.hidden
         positions = {"gpt2": self.context, "opt": self.context + 2}.get(kind, 0) * self.hidden
         norm = self.hidden * (2 if self.layer_norm else 1)
+        if self.encoder_layers:  # two stacks, each with its norm and its table of relative positions
+            return embeddings + 2 * norm + 2 * self.heads * int(self.config.get("relative_attention_num_buckets", 32))
         if kind == "opt" and self.config.get("do_layer_norm_before") is False:
             norm = 0
         if kind == "bloom":
@@ -193,8 +211,11 @@ def shape_of(source: str, config: Mapping[str, Any], origin: str, stored_bytes: 
         return int(found)
 
     kind = str(config.get("model_type"))
-    hidden, heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
-    head = size("head_dim", default=hidden // heads)
+    hidden, heads = size("hidden_size", "n_embd", "d_model"), size("num_attention_heads", "n_head", "num_heads")
+    head = size("head_dim", "d_kv", default=hidden // heads)
+    layers = size("num_hidden_layers", "n_layer", "num_layers")
+    decoder = size("num_decoder_layers", default=layers) if kind == "t5" else 0
+    row = row_name(kind, config.get("feed_forward_proj"))
     shape = ModelShape(
         source=source,
         model_type=kind,
@@ -202,15 +223,16 @@ def shape_of(source: str, config: Mapping[str, Any], origin: str, stored_bytes: 
         vocabulary=size("vocab_size"),
         context=size("max_position_embeddings", "n_positions", "seq_length", default=2048),
         hidden=hidden,
-        layers=size("num_hidden_layers", "n_layer"),
+        layers=layers + decoder,
         heads=heads,
         query=heads * head,
         key=head * size("num_key_value_heads", default=heads),
-        intermediate=size("intermediate_size", "ffn_dim", "n_inner", default=4 * hidden),
-        gated=kind in ARCHITECTURES and ARCHITECTURES[kind].gated,
+        intermediate=size("intermediate_size", "ffn_dim", "n_inner", "d_ff", default=4 * hidden),
+        gated=row in ARCHITECTURES and ARCHITECTURES[row].gated,
         tied=bool(config.get("tie_word_embeddings", kind in _TIED)),
         stored_bytes=stored_bytes,
         origin=origin,
+        encoder_layers=layers if decoder else 0,
     )
     width = _BYTES.get(str(config.get("dtype", config.get("torch_dtype"))), 2.0)
     return shape if stored_bytes else _with_bytes(shape, int(shape.num_parameters * width))

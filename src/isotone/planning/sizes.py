@@ -66,7 +66,7 @@ class Sizes:
 
     def steps(self, recipe: Training) -> int:
         """Return the optimizer steps of a training."""
-        rows = int(self.corpus.train_tokens) // self.experiment.data.sequence_length
+        rows = int(self.corpus.train_tokens) // self.experiment.data.row_length
         per_epoch = max(1, rows // (recipe.micro_batch * recipe.accumulation))
         return math.ceil(epochs_as_fraction(recipe.epochs) * per_epoch)
 

@@ -8,7 +8,7 @@ from isotone.config import Training
 from isotone.evaluation.windows import fixed_batches
 from isotone.pipeline.graph import FURTHER_ATTACKS, Node
 from isotone.planning import attack_work
-from isotone.planning.flops import forward_flops, training_flops
+from isotone.planning.flops import forward_flops, generation_flops, training_flops
 from isotone.planning.shape import ModelShape
 from isotone.planning.sizes import Sizes, Work
 
@@ -71,7 +71,8 @@ def _end(sizes: Sizes, arm: str) -> Work:
 
 
 def _training(sizes: Sizes, arm: str) -> Work:
-    recipe, shape, length = sizes.experiment.training_of(arm), sizes.shape, sizes.experiment.data.sequence_length
+    recipe, shape, length = sizes.experiment.training_of(arm), sizes.shape, sizes.experiment.data.row_length
+    target = sizes.experiment.data.target_length if sizes.experiment.data.pairs else length
     steps, batch = sizes.steps(recipe), recipe.micro_batch * recipe.accumulation
     validations = steps // recipe.validate_every_steps if recipe.validate_every_steps else 0
     validations += math.ceil(recipe.epochs)
@@ -80,8 +81,8 @@ def _training(sizes: Sizes, arm: str) -> Work:
     return (
         _start(sizes, arm)
         + Work(
-            train=steps * training_flops(shape, batch, length, recipe.gradient_checkpointing),
-            evaluate=validations * forward_flops(shape, rows, length, length),
+            train=steps * training_flops(shape, batch, length, recipe.gradient_checkpointing, target),
+            evaluate=validations * forward_flops(shape, rows, length, target),
             optimizer=steps * (shape.num_parameters + 2 * sizes.constrained(arm)),
             saved=weights + 3 * weights * num_saves(recipe, steps),
         )
@@ -91,8 +92,9 @@ def _training(sizes: Sizes, arm: str) -> Work:
 
 def _teaching(sizes: Sizes, arm: str, rows: int) -> Work:
     """Return the loading of a teacher, and its passes over its share of the rows that a training reads."""
-    share, length = sizes.experiment.training_of(arm).distill.share, sizes.experiment.data.sequence_length
-    passes = Work(train=float(share) * forward_flops(sizes.shape, rows, length, length))
+    share, data = sizes.experiment.training_of(arm).distill.share, sizes.experiment.data
+    target = data.target_length if data.pairs else data.row_length
+    passes = Work(train=float(share) * forward_flops(sizes.shape, rows, data.row_length, target))
     return passes + _start(sizes, arm) if share else Work()
 
 
@@ -110,11 +112,27 @@ def _matching(sizes: Sizes, arm: str) -> Work:
 def _evaluation(sizes: Sizes, arm: str) -> Work:
     experiment, config = sizes.experiment, sizes.experiment.evaluation
     count = sizes.num_documents(config.split, config.num_documents)
+    names = {experiment.attacks.checkpoint, *config.checkpoints} if experiment.arms[arm].train else {"last"}
+    if experiment.data.pairs:
+        return (_scored_pairs(sizes, count) + _end(sizes, arm)) * len(names) + _written_pairs(sizes, count)
     lengths = sizes.corpus.document_tokens[config.split][:count] + 1
     context = config.context or min(sizes.shape.context, LONGEST_WINDOW)
     one = Work(evaluate=evaluation_flops(sizes.shape, lengths, context, config.stride, config.batch_size))
-    names = {experiment.attacks.checkpoint, *config.checkpoints} if experiment.arms[arm].train else {"last"}
     return (one + _end(sizes, arm)) * len(names)
+
+
+def _scored_pairs(sizes: Sizes, count: int) -> Work:
+    data = sizes.experiment.data
+    return Work(evaluate=forward_flops(sizes.shape, count, data.row_length, data.target_length))
+
+
+def _written_pairs(sizes: Sizes, count: int) -> Work:
+    """Return what ROUGE takes: a text for each source, of the one checkpoint that is attacked, as long as it may be."""
+    data, rouge = sizes.experiment.data, sizes.experiment.evaluation.rouge
+    if rouge is None:
+        return Work()
+    number, longest = min(count, rouge.num_documents or count), rouge.max_tokens or data.target_length
+    return Work(evaluate=generation_flops(sizes.shape, number, data.source_length, longest, rouge.beams), tokenizers=1)
 
 
 def evaluation_flops(

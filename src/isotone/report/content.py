@@ -23,6 +23,9 @@ NO_TEXT = "no text"
 _METRIC_NAMES = {
     "nll": "clean loss",
     "bits_per_byte": "bits per byte",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeLsum": "ROUGE-Lsum",
     "delta_nll": "Δ",
     "clean_nll": "clean loss of scored tokens",
     "attacked_nll": "attacked loss of scored tokens",
@@ -58,6 +61,28 @@ def overview_table(run: RunFiles) -> Table:
         for arm in run.arms
     ]
     return Table("All arms at a glance", columns, rows, frozenset({0, len(columns) - 1}))
+
+
+def rouge_table(run: RunFiles) -> Table:
+    """One row an arm, and one of the source itself, which a text that says little new repeats; none if not measured."""
+    names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeLsum": "ROUGE-Lsum"}
+    rows = []
+    for arm in run.arms:
+        found = [run.measurement(arm, metric) for metric in names]
+        if all(found):
+            rows.append([arm, count(found[0]["n"]), *(value(entry) for entry in found)])
+    if (copied := source_copied(run.final)) is not None:
+        rows.append(["the source, copied", count(copied["n"]), *(value(copied[metric]) for metric in names)])
+    return Table("ROUGE of what is written, F1", ["Arm", "Pairs", *(f"{n} [95\u00a0%]" for n in names.values())], rows)
+
+
+def source_copied(final: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the sources score as they are, by measure, with their number ``n``; None where it is not known."""
+    for found in final["arms"].values():
+        for of_checkpoint in (found.get("evaluation") or {}).values():
+            if rouge := of_checkpoint.get("rouge"):
+                return {"n": rouge["num_documents"], **rouge["source_copied"]}
+    return None
 
 
 def attack_table(run: RunFiles, *attacks: str) -> Table:

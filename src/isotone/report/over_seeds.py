@@ -129,7 +129,10 @@ def _cost(run: SummaryFiles) -> Section:
     rows = _intervals(run, "perplexity")
     caption = f"Held-out perplexity with its 95 % interval over {run.scope}; hollow: each seed"
     plots = [interval_figure("perplexity", rows, "perplexity", caption)] if rows else []
-    return Section("cost", "What it costs", figures=plots, tables=[_by_seed_table(run)])
+    written = content.rouge_table(run)
+    return Section(
+        "cost", "What it costs", figures=plots, tables=[*([written] if written.rows else []), _by_seed_table(run)]
+    )
 
 
 def _attacks(run: SummaryFiles) -> Section:

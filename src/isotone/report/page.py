@@ -35,10 +35,12 @@ def write_tables(run_directory: Path) -> list[Path]:
         BlockedError: the run has no final results.
     """
     run, folder = RunFiles(run_directory), run_directory / "results" / "tables"
+    written = content.rouge_table(run)
     tables = {
         "arms": content.overview_table(run),
         "comparisons": content.comparisons_table(run, declared=True),
         **{attack: content.attack_table(run, attack) for attack in ATTACKS},
+        **({"rouge": written} if written.rows else {}),
         **({"further_attacks": content.attack_table(run, *run.further)} if run.further else {}),
     }
     paths = []

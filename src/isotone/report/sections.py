@@ -85,7 +85,8 @@ def _cost(run: RunFiles) -> Section:
             svg = figures.curves(metric, lines, "optimizer step", f"{label.lower()}, nats per token")
             absent = _absent(run, {line.label for line in lines})
             plots.append(Figure(svg, f"{label} by optimizer step.{absent}", f"{label} by step. {_ends(lines)}"))
-    return Section("cost", "What it costs", figures=plots)
+    written = content.rouge_table(run)
+    return Section("cost", "What it costs", figures=plots, tables=[written] if written.rows else [])
 
 
 def _attacks(run: RunFiles) -> Section:

@@ -9,6 +9,7 @@ from typing import Any
 
 from isotone.comparisons import PREFIX, PREPENDED
 from isotone.decomposition import Term
+from isotone.report.content import source_copied
 from isotone.report.tables import interval, number, p_value, share, signed, with_interval
 from isotone.result_models import (
     ArmResult,
@@ -63,6 +64,7 @@ def _text(title: str, results: FinalResults | SummaryResults, measured: Sequence
         *_verdicts(results),
         _block("Conclusions", [line for c in results.conclusions for line in _wrapped(c.sentence)] or ["none"]),
         _block("Clean text", _clean_table(results, measured)),
+        *([_block("ROUGE of what is written (F1)", lines)] if (lines := _rouge_table(results, measured)) else []),
         *(
             [_block("Matched loss (nats per scored token, search documents)", lines)]
             if (lines := _matched(results))
@@ -122,6 +124,21 @@ def _clean_table(results: FinalResults | SummaryResults, measured: Sequence[Meas
             [arm, _figure(by_metric.get("perplexity"), 2), _figure(by_metric.get("bits_per_byte")), str(n), verdict]
         )
     return _aligned(rows)
+
+
+def _rouge_table(results: FinalResults | SummaryResults, measured: Sequence[Measured]) -> list[str]:
+    """Return a line for each arm and one for the source itself, copied; nothing where no text was written."""
+    rows = [["arm", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum", "pairs"]]
+    for arm in results.arms:
+        found = {m.metric: m for m in measured if m.arm == arm and m.metric.startswith("rouge")}
+        if found:
+            figures = [_figure(found.get(metric)) for metric in ("rouge1", "rouge2", "rougeLsum")]
+            rows.append([arm, *figures, str(found["rouge1"].n)])
+    copied = source_copied(results.model_dump(include={"arms"}))
+    if copied is not None:
+        figures = [with_interval(copied[m]["value"], copied[m]["ci95"]) for m in ("rouge1", "rouge2", "rougeLsum")]
+        rows.append(["the source, copied", *figures, str(copied["n"])])
+    return _aligned(rows) if len(rows) > 1 else []
 
 
 def _matched(results: FinalResults | SummaryResults) -> list[str]:

@@ -7,6 +7,7 @@ from isotone import records
 from isotone.config import Data
 from isotone.data import prepare_data
 from isotone.errors import UsageError
+from isotone.evaluation.rouge import require_rouge_score
 from isotone.models import load_tokenizer, pin_model
 from isotone.pipeline.context import Context
 from isotone.pipeline.slices import config_slice
@@ -21,6 +22,8 @@ def run(context: Context) -> list[Path]:
     config = context.experiment
     settings, settings_file = config_slice(config, context.seed, context.node), context.run.setup / "settings.json"
     _require_same_settings(context, settings, settings_file)
+    if config.evaluation.rouge is not None:
+        require_rouge_score()  # now, and not when models have been trained
     pin = pin_model(config.model)
     if settings_file.is_file() and records.read_json(context.run.pinned_model) != pin:
         raise UsageError(

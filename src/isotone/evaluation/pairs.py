@@ -1,0 +1,129 @@
+"""Held-out loss of an encoder-decoder: every target token once, given the source and the tokens before it; resumable.
+
+Shapes: B pairs, L tokens of a row.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from isotone import records
+from isotone.data.packed import PackedDocument
+from isotone.interruption import StopFlag
+from isotone.pairs import PairLayout
+from isotone.scoring import token_nll
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+def evaluate_pairs(
+    model: PreTrainedModel,
+    documents: Sequence[PackedDocument],
+    layout: PairLayout,
+    *,
+    batch_size: int = 8,
+    work: records.JsonLines,
+    identity: Mapping[str, str],
+    stop: StopFlag | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Row]:
+    """Return one row a pair, as ``evaluate_perplexity`` does; tokens and bytes are those of the target, EOS counted.
+
+    Args:
+        model: an encoder-decoder in eval mode.
+        documents: pairs; their tokens are rows.
+        layout: how the rows are divided.
+        batch_size: pairs in one forward pass.
+        work: finished batches; another identity's are set aside.
+        identity: what the losses depend on beside the documents and settings, such as the hash of the weights.
+        stop: read after each batch.
+        report: called with the batches done and in all.
+
+    Raises:
+        Stopped: the stop flag asked for it; what is done is in ``work``.
+    """
+    batches = batches_of_pairs(documents, layout, batch_size)
+
+    @torch.no_grad()
+    def score(batch: list[int]) -> list[float | None]:
+        of_batch, ids_BL = layout.trimmed(rows_of(documents, batch))
+        sums_B = token_nll(model, ids_BL.to(model.device), pairs=of_batch).double().sum(1)
+        return [nats if math.isfinite(nats) else None for nats in sums_B.tolist()]
+
+    settings = {"task": "pairs", "batch_size": batch_size, "documents": [d.id for d in documents]}
+    nats = resumed(batches, score, work, {"settings": settings, "identity": dict(identity)}, stop, report)
+    return [
+        {
+            "id": document.id,
+            "nats": nats[index],
+            "num_tokens": layout.num_scored(torch.from_numpy(document.tokens)[None]),
+            "num_bytes": int(document.num_bytes),
+        }
+        for index, document in enumerate(documents)
+    ]
+
+
+def batches_of_pairs(documents: Sequence[PackedDocument], layout: PairLayout, batch_size: int) -> list[list[int]]:
+    """Return the documents' indices in batches of like length, the longest first, that depend on nothing else."""
+    lengths = [int((document.tokens != layout.pad).sum()) for document in documents]
+    order = sorted(range(len(documents)), key=lambda index: (-lengths[index], index))
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def rows_of(documents: Sequence[PackedDocument], batch: Sequence[int]) -> Tensor:
+    """Return the rows of some documents, int64 [B, L]."""
+    return torch.from_numpy(np.stack([documents[index].tokens for index in batch]))
+
+
+def resumed(
+    batches: Sequence[list[int]],
+    compute: Callable[[list[int]], Sequence[T]],
+    work: records.JsonLines,
+    header: Mapping[str, Any],
+    stop: StopFlag | None,
+    report: Callable[[int, int], None],
+) -> dict[int, T]:
+    """Compute a result for each index, batch by batch, each durable before the next begins; return them by index.
+
+    Args:
+        batches: indices, each in one batch.
+        compute: returns the results of a batch, in its order, as JSON.
+        work: finished batches.
+        header: what they depend on; those of another one are set aside.
+        stop: read after each batch.
+        report: called with the batches done and in all.
+
+    Raises:
+        Stopped: the stop flag asked for it.
+    """
+    digest = records.hash_json(dict(header))
+    lines = work.read()
+    if lines and lines[0].get("evaluation") != digest:
+        log.warning("%s belongs to another model or other settings; it is set aside", work.path)
+        records.set_aside(work.path)
+        lines = []
+    if not lines:
+        work.append({"evaluation": digest})
+    done = [line["results"] for line in lines[1:]]
+    for number, batch in enumerate(batches[len(done) :], len(done)):
+        if stop:
+            stop.check(f"evaluation (batch {number} of {len(batches)})")
+        report(number, len(batches))
+        results = list(compute(batch))
+        work.append({"batch": number, "results": results})
+        done.append(results)
+    report(len(batches), len(batches))
+    return {
+        index: result
+        for batch, results in zip(batches, done, strict=True)
+        for index, result in zip(batch, results, strict=True)
+    }
