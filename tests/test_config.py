@@ -37,7 +37,10 @@ MADE = {"start": "baseline", "train": False}
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
-        ({"baseline": {}, "a": {"start": "nowhere"}}, "there is no arm 'nowhere'; allowed: pretrained, baseline, a"),
+        (
+            {"baseline": {}, "a": {"start": "nowhere"}},
+            "there is no arm 'nowhere'; allowed: pretrained, random, baseline, a",
+        ),
         ({"monotonic": {}}, "an unconstrained arm of this name is needed"),
         ({"baseline": {"constraint": {"recipe": "published"}}}, "an unconstrained arm of this name is needed"),
         ({"baseline": {}, "a b": {}}, "letters, digits and _"),

@@ -98,6 +98,20 @@ def test_the_pocket_presets_need_no_network_and_have_the_promised_arms() -> None
     assert pocket.attacks.num_documents >= 48
 
 
+def test_the_pocket_t5_needs_no_network_and_has_the_three_arms_and_a_control() -> None:
+    x = load_experiment("pocket-t5")
+    assert (x.model.source, x.data.source) == ("pocket-t5", "bible-pairs")
+    assert list(x.arms) == ["pretrained_model", "baseline", "monotonic", "matched"]
+    assert x.arms["matched"].matched_loss is not None
+    assert x.evaluation.rouge is not None
+    assert (x.evaluation.rouge.beams, x.evaluation.rouge.length_penalty, x.evaluation.rouge.no_repeat_ngram) == (
+        4,
+        1.2,
+        3,
+    )
+    assert x.attacks.hotflip.published_success == 0.10
+
+
 def test_the_preset_of_controls_has_every_control() -> None:
     arms = load_experiment("pocket-controls").arms
     matched = {arm.matched_loss.by for arm in arms.values() if arm.matched_loss}

@@ -14,7 +14,7 @@ from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
-Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "unchanged"]
+Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
 Activation = Literal["relu", "monotone_gelu"]
 Layers = (
@@ -23,6 +23,9 @@ Layers = (
 )
 Checkpoint = Literal["best", "last"]
 Matching = Literal["temperature", "noise", "undertrained"]
+
+NO_ARMS = ("pretrained", "random")
+"""What an arm starts from that is no other arm's end."""
 
 BIBLE_PAIRS = "bible-pairs"
 """The ``data.source`` of the bundled pairs."""
@@ -168,14 +171,26 @@ class Constraint(Part):
     """How a weight is kept non-negative; ``sign_frozen`` (a control) keeps it on the side of 0 where it starts."""
     initialization: Initialization | None = None
     """Where the constrained weights start; ``unchanged`` belongs to ``sign_frozen``."""
+    anneal: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Share of the steps in which the constraint comes: W = W⁺ − λW⁻ with λ from 1 to 0, from the unconstrained weights
+    (initialization unchanged, parametrization projection); then it holds strictly. None: it holds from the start."""
     enforce: bool = True
     """False (a control): only the start; the weights are then trained like any others and may become negative."""
     calibration_rows: Count = 64
-    """Training rows that ``calibrated_shift`` is fitted on."""
+    """Training rows that ``calibrated_shift`` and ``nnls`` are fitted on."""
 
     @model_validator(mode="after")
     def _named_or_given(self) -> "Constraint":
-        if self.recipe is None and (self.parametrization is None or self.initialization is None):
+        if self.anneal is not None:
+            for key, found, allowed in (
+                ("parametrization", self.parametrization, "projection"),
+                ("initialization", self.initialization, "unchanged"),
+            ):
+                if found not in (None, allowed):
+                    raise ValueError(f"{key}: found {found!r}, allowed with anneal: {allowed!r}, or leave it out")
+            if not self.enforce:
+                raise ValueError("enforce: false leaves nothing of anneal; leave one of them out")
+        elif self.recipe is None and (self.parametrization is None or self.initialization is None):
             raise ValueError("give either recipe, or both parametrization and initialization")
         if not self.enforce and self.parametrization == "sign_frozen":
             raise ValueError("enforce: false leaves nothing of parametrization sign_frozen; leave one of them out")
@@ -301,7 +316,8 @@ class Arm(Part):
     """One model of the experiment."""
 
     start: str = "pretrained"
-    """``pretrained``, or the name of the arm whose end this one starts from."""
+    """``pretrained``; ``random``: a model of the same configuration with new weights, drawn with the run's seed; or the
+    name of the arm whose end this one starts from."""
     constraint: Constraint | None = None
     """None: unconstrained."""
     train: bool = True
@@ -325,7 +341,7 @@ class Arm(Part):
     def needs(self) -> tuple[str, ...]:
         """The arms whose ends it is made from."""
         others = (self.start, self.matched_loss.to if self.matched_loss else "pretrained")
-        return tuple(dict.fromkeys(name for name in others if name != "pretrained"))
+        return tuple(dict.fromkeys(name for name in others if name not in NO_ARMS))
 
 
 class Rouge(Part):
@@ -639,11 +655,13 @@ class Experiment(Part):
     def _arms_fit_together(self) -> "Experiment":
         chooses = self.evaluation.split == "validation"  # a single arm of an experiment may stand alone then
         for name, arm in self.arms.items():
-            if not name.isidentifier() or name == "pretrained":
-                raise ValueError(f"arms.{name}: a name is made of letters, digits and _, and is not 'pretrained'")
-            if arm.start != "pretrained" and arm.start not in self.arms:
+            if not name.isidentifier() or name in NO_ARMS:
                 raise ValueError(
-                    f"arms.{name}.start: there is no arm {arm.start!r}; allowed: pretrained, {', '.join(self.arms)}"
+                    f"arms.{name}: a name is made of letters, digits and _, and is neither 'pretrained' nor 'random'"
+                )
+            if arm.start not in (*NO_ARMS, *self.arms):
+                raise ValueError(
+                    f"arms.{name}.start: there is no arm {arm.start!r}; allowed: {', '.join((*NO_ARMS, *self.arms))}"
                 )
             if not arm.train and arm.training != ArmTraining():
                 raise ValueError(f"arms.{name}.training: the arm is not trained (train: false)")
@@ -651,6 +669,8 @@ class Experiment(Part):
                 raise ValueError(
                     f"arms.{name}.constraint.enforce: false says how the arm is trained; it has train: false"
                 )
+            if not arm.train and arm.constraint and arm.constraint.anneal is not None:
+                raise ValueError(f"arms.{name}.constraint.anneal: comes with training; the arm has train: false")
             if arm.matched_loss:
                 self._require_matchable(name, arm, arm.matched_loss)
             if self.training_of(name).precision == "pure_bf16" and (

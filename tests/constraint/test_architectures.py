@@ -117,7 +117,8 @@ def test_recipes_mean_what_the_documents_say() -> None:
     assert (published.parametrization, published.initialization, published.pure_bf16) == ("softplus", "absolute", False)
     assert resolve_recipe("published_bf16", "rms_norm").pure_bf16
     assert resolve_recipe("recommended", "layer_norm").initialization == "shift"
-    assert resolve_recipe("recommended", "rms_norm").parametrization == "projection"
+    recommended = resolve_recipe("recommended", "rms_norm")
+    assert (recommended.parametrization, recommended.initialization) == ("projection", "nnls")
     with pytest.raises(UsageError, match="allowed: published, published_bf16, recommended"):
         resolve_recipe("publishd", "layer_norm")
 

@@ -57,7 +57,7 @@ def test_every_architecture_goes_through_constrain_steps_fold_export_reload(name
 def test_every_allowed_pair_holds_through_steps(parametrization: str, initialization: str) -> None:
     model = tiny_model("gpt_neox")
     constraint = constrain(
-        model, "mlp_both", parametrization, initialization, calibration_rows_NL=tokens(4), will_train=True
+        model, "mlp_both", parametrization, initialization, calibration_rows_NL=tokens(6), will_train=True
     )
     optimizer = optimizer_of(model, constraint)
     for _ in range(3):
@@ -74,7 +74,7 @@ def test_pairs_that_do_not_fit_are_refused_with_the_reason(parametrization: str,
     model = tiny_model("gpt_neox")
     if (parametrization, initialization) in ALLOWED_PAIRS:
         return
-    fitting = "magnitude, projection" if initialization == "relu" else ".*"
+    fitting = "magnitude, projection" if initialization in ("relu", "nnls") else ".*"
     fitting = "sign_frozen" if initialization == "unchanged" else fitting
     with pytest.raises(UsageError, match=f"with {initialization} use one of {fitting} as parametrization"):
         constrain(model, "mlp_both", parametrization, initialization)
@@ -83,7 +83,8 @@ def test_pairs_that_do_not_fit_are_refused_with_the_reason(parametrization: str,
 def test_forbidden_pairs_are_those_of_the_documents() -> None:
     refused = {(p, i) for p in PARAMETRIZATIONS for i in INITIALIZATIONS} - ALLOWED_PAIRS
     frozen = {("sign_frozen", i) for i in INITIALIZATIONS} | {(p, "unchanged") for p in PARAMETRIZATIONS}
-    assert refused - frozen == {("softplus", "relu"), ("scaled_softplus", "relu"), ("square", "relu")}
+    sparse = {(p, i) for p in ("softplus", "scaled_softplus", "square") for i in ("relu", "nnls")}
+    assert refused - frozen == sparse
     assert frozen - refused == {("sign_frozen", "unchanged")}
 
 

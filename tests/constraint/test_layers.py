@@ -79,10 +79,10 @@ def constrain_all() -> Any:
     return fold(model)
 
 
-@pytest.mark.parametrize("initialization", ["shift", "calibrated_shift"])
+@pytest.mark.parametrize("initialization", ["shift", "calibrated_shift", "nnls"])
 def test_initializations_of_the_whole_model_leave_the_other_blocks_alone(initialization: str) -> None:
     model, free = tiny_model("gpt_neox"), tiny_model("gpt_neox")
-    rows = torch.arange(32).reshape(2, 16)
+    rows = torch.arange(48).reshape(3, 16)
     constrain(model, "mlp_both", "projection", initialization, calibration_rows_NL=rows, layers=[0])
     for name, parameter in free.gpt_neox.layers[1].named_parameters():
         assert torch.equal(parameter, model.gpt_neox.layers[1].get_parameter(name)), name

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from isotone import records
 from isotone.config import Training
 from isotone.constraint import constrain
 from isotone.data.order import batch_rows
@@ -18,6 +19,7 @@ from isotone.pairs import PairLayout
 from isotone.training import Budget, Trainer, TrainResult
 from isotone.training.schedule import learning_rate
 
+from .processes import together
 from .tiny_run import outcome
 
 S, T, PAD, EOS = 10, 6, 0, 1
@@ -134,3 +136,18 @@ def test_lack_of_memory_halves_the_micro_batch_of_pairs(tmp_path: Path, monkeypa
     assert [entry["micro_batch"] for entry in result.micro_batches] == [2]
     free = trainer(tmp_path / "free", dropout=0.0, micro_batch=2)
     assert free.run().best_validation_nll == pytest.approx(result.best_validation_nll, abs=1e-6)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parametrization", [None, "scaled_softplus"])
+def test_two_processes_train_on_pairs_what_one_does(tmp_path: Path, parallel: str, parametrization: str | None) -> None:
+    """Their shares have different numbers of target tokens; each is weighed as the whole batch weighs it."""
+    recipe = RECIPE.model_copy(update={"parallel": parallel})
+    train(tmp_path / "one", parametrization=parametrization)
+    done = together(2, lambda team: train(tmp_path / "two", parametrization=parametrization, recipe=recipe, team=team))
+    assert done == [0, 0]
+    ours, theirs = (records.JsonLines(tmp_path / at / "train.arm.jsonl").read() for at in ("two", "one"))
+    for name in ("loss", "grad_norm", "validation_nll"):
+        mine, wanted = ([line[name] for line in lines if name in line] for lines in (ours, theirs))
+        np.testing.assert_allclose(mine, wanted, rtol=1e-4, err_msg=name)

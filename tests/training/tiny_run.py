@@ -50,8 +50,9 @@ def tiny_model(dropout: float = 0.1) -> GPTNeoXForCausalLM:
 def trainer(folder: Path, parametrization: str | None = None, recipe: Training = RECIPE, **options: Any) -> Trainer:
     """Return a trainer on ``folder`` as a new process would make it: from the pretrained weights."""
     model = tiny_model(options.pop("dropout", 0.1))
-    start = "unchanged" if parametrization == "sign_frozen" else "absolute"
-    constraint = constrain(model, "mlp_both", parametrization, start) if parametrization else None
+    anneal, start = options.pop("anneal", None), "unchanged" if parametrization == "sign_frozen" else "absolute"
+    start = "unchanged" if anneal else start
+    constraint = constrain(model, "mlp_both", parametrization, start, anneal=anneal) if parametrization else None
     defaults: dict[str, Any] = {"seed": 1, "stop": StopFlag(), "identity": {"configuration": "c"}}
     return Trainer(
         model,

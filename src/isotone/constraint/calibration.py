@@ -1,23 +1,78 @@
-"""The approximate shift, fitted on data: for models whose norms keep the mean.
+"""Calibration text as a model reads it, and the approximate shift that is fitted on it: for norms that keep the mean.
 
 W + c vᵀ with v > 0 changes the pre-activations by c (v·u). Of all v with mean 1 and entries of at least ``LEAST``, the
 one of least variance vᵀΣv (least second moment where there is no bias to take up the mean) disturbs least; on LayerNorm
 it is the exact shift. Shapes: N calibration tokens, n inputs of a matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix
+from isotone.errors import UsageError
 from isotone.pairs import PairLayout
 
 LEAST = 0.1
 """Smallest entry of v: c grows with its inverse."""
 
 _ITERATIONS = 500
+
+
+class _AllRead(Exception):  # noqa: N818 - no error: it ends a forward pass
+    """Everything that was asked for has been computed."""
+
+
+def require_enough(
+    rows_NL: Tensor | None, modules: Mapping[str, nn.Module], initialization: str, pairs: PairLayout | None = None
+) -> Tensor:
+    """Return calibration rows that are there and determine what is fitted on them.
+
+    Raises:
+        UsageError: there are none, or their tokens are fewer than the widest module has inputs, and an intercept.
+    """
+    if rows_NL is None:
+        raise UsageError(f"constraint.initialization: {initialization} needs calibration_rows_NL to be fitted on")
+    name = max(modules, key=lambda name: matrix(modules[name]).shape[1])
+    inputs = matrix(modules[name]).shape[1]
+    sides = pairs.sides(rows_NL) if pairs else (rows_NL,)
+    num_tokens = min(int((side != pairs.pad).sum()) if pairs else side.numel() for side in sides)
+    if num_tokens <= inputs:
+        needed = -(-(inputs + 1) * len(rows_NL) // max(num_tokens, 1))
+        raise UsageError(
+            f"constraint.calibration_rows: the calibration text is too short: {num_tokens} tokens ({len(rows_NL)} "
+            f"rows) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set "
+            f"constraint.calibration_rows to {needed} or more, and give data with as many rows"
+        )
+    return rows_NL
+
+
+def read(
+    model: PreTrainedModel, ids_1L: Tensor, modules: Mapping[str, nn.Module], pairs: PairLayout | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what modules read (T, n) and put out (T, m) as a row passes, by name; the pass ends at the last one."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def hook_of(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found[name] = inputs[0].flatten(0, -2), output.flatten(0, -2)
+            if len(found) == len(modules):
+                raise _AllRead
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in modules.items()]
+    try:
+        in_eval_mode(model, lambda: _forward(model, ids_1L.to(model.device), pairs))
+    except _AllRead:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 @torch.no_grad()

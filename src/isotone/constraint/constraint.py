@@ -4,18 +4,22 @@
 What the optimizer holds is V: gradients are pulled back from W to V before its step, and W is written from V after it.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.architectures import projections_of
-from isotone.constraint.calibration import calibrated_shift
+from isotone.constraint.calibration import calibrated_shift, require_enough
 from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
-from isotone.constraint.initialization import absolute, margin_for, relu, require_pair
+from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
 from isotone.constraint.layers import Layers, resolve_layers
-from isotone.constraint.parametrization import PARAMETRIZATIONS, Projection, Scale
+from isotone.constraint.nnls import Fit, nnls
+from isotone.constraint.parametrization import PARAMETRIZATIONS, Annealed, Parametrization, Projection, Scale
 from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
@@ -30,14 +34,17 @@ _SCALE = ".scale"
 class Constraint:
     """Masters V of the constrained weights, and the two moves of a training step.
 
-    A step is: backward (any number of micro-batches) → ``pull_back()`` → clip and ``optimizer.step()`` → ``push()``.
-    ``attach(optimizer)`` does both moves by hooks where nothing has to happen in between.
+    A step is: backward (any number of micro-batches) → ``pull_back()`` → clip and ``optimizer.step()`` → ``push()``, or
+    ``advance(step, total_steps)`` if it is annealed. ``attach(optimizer)`` does the moves by hooks where nothing has to
+    happen in between.
 
     Attributes:
         scope: which projections are constrained.
         parametrization: how they are kept non-negative.
         initialization: where they started.
         layers: indices of the blocks in which they are constrained; None: in all.
+        anneal: share of all steps in which the constraint comes, as W = W⁺ − λW⁻ with λ from 1 to 0; None: at once.
+        fits: how well ``nnls`` fitted each module, by its full path; empty after other starts, and when restored.
     """
 
     def __init__(
@@ -48,10 +55,12 @@ class Constraint:
         initialization: str,
         master_dtype: torch.dtype | None = None,
         layers: tuple[int, ...] | None = None,
+        anneal: float | None = None,
     ):
         self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
-        self.layers = layers
-        self._map = PARAMETRIZATIONS[parametrization]
+        self.layers, self.anneal = layers, anneal
+        self.fits: dict[str, Fit] = {}
+        self._map: Parametrization = PARAMETRIZATIONS[parametrization] if anneal is None else Annealed()
         self._weights = dict(weights)
         self._masters: dict[str, nn.Parameter] = {}
         self._scales: dict[str, Scale] = {}
@@ -109,6 +118,41 @@ class Constraint:
                 self._map.apply_(v, effective, _own_scale(self._scales[name]))
                 w.copy_(effective)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """Return what checkpoints, records and config.json say about it; what it has none of is left out."""
+        said = {
+            "scope": self.scope,
+            "parametrization": self.parametrization,
+            "initialization": self.initialization,
+            "layers": None if self.layers is None else list(self.layers),
+            "anneal": self.anneal,
+        }
+        return {key: value for key, value in said.items() if value is not None}
+
+    @property
+    def slack(self) -> float:
+        """λ now: how much of what is below 0 is still there; 0 where the constraint holds."""
+        return float(next(iter(self._scales.values()))) if isinstance(self._map, Annealed) else 0.0
+
+    def first_strict_step(self, total_steps: int) -> int:
+        """Return after how many steps of a training the constraint holds, and from then on."""
+        return 0 if self.anneal is None else math.ceil(Fraction(str(self.anneal)) * total_steps)
+
+    @torch.no_grad()
+    def advance(self, step: int, total_steps: int) -> None:
+        """Do what ``push`` does after the optimizer's step that makes ``step`` of ``total_steps``, and lower λ.
+
+        λ is 1 − step / n over the first n = ⌈anneal · total_steps⌉ steps.
+        """
+        before = self.slack
+        if isinstance(self._map, Annealed) and before > 0:
+            slack = max(0.0, 1 - step / self.first_strict_step(total_steps))
+            for name, weight in self._weights.items():
+                self._map.shrink_(_own(weight), slack / before)
+                self._scales[name] = slack
+        self.push()
+
     def to(self, device: torch.device | str) -> "Constraint":
         """Move the masters; call it beside ``model.to(device)``, before an optimizer is made."""
         for master in self._masters.values():
@@ -165,7 +209,12 @@ class Constraint:
         self.push()
 
     def holds(self) -> bool:
-        """Return whether every effective weight is finite and on its side of 0 (softplus may round to 0 far below)."""
+        """Return whether every effective weight is finite and on its side of 0 (softplus may round to 0 far below).
+
+        While the constraint is annealed there is no such side yet.
+        """
+        if self.slack > 0:
+            return all(bool(torch.isfinite(_own(weight)).all()) for weight in self._weights.values())
         for name, weight in self._weights.items():
             w, scale = _own(weight), _own_scale(self._scales[name])
             side = w * scale if isinstance(scale, Tensor) else w
@@ -187,6 +236,8 @@ def constrain(
     will_train: bool = True,
     layers: Layers | None = None,
     activation: str | None = None,
+    anneal: float | None = None,
+    weights_follow: bool = False,
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
 
@@ -198,12 +249,14 @@ def constrain(
         parametrization: how a weight is kept non-negative.
         initialization: where the constrained weights start.
         generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
-        calibration_rows_NL: token ids that ``calibrated_shift`` is fitted on.
+        calibration_rows_NL: token ids that ``calibrated_shift`` and ``nnls`` are fitted on.
         pairs: how these rows lie, where the model is an encoder-decoder.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
         layers: the blocks in which weights are constrained: indices, ``first:N``, ``last:N`` or a slice; None: all.
         activation: ``relu`` or ``monotone_gelu``, put in the place of the activation in these blocks; None: kept.
+        anneal: share of a training's steps in which the constraint comes; of ``projection`` from ``unchanged`` weights.
+        weights_follow: a checkpoint's weights will be loaded next, so nothing is fitted on calibration text.
 
     Returns:
         The constraint, also kept at ``model.isotone_constraint``.
@@ -212,23 +265,22 @@ def constrain(
         UsageError: unknown architecture or name, a scope that matches nothing, a pair that does not fit, or a model
             that does not meet the conditions of the initialization. The model is then as it was.
     """
-    require_pair(parametrization, initialization)
+    require_pair(parametrization, initialization, anneal)
     projections_of(architecture_of_model(model), scope)
     if hasattr(model, ATTRIBUTE):
         raise UsageError("constraint: the model is constrained already; fold it first")
     modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
     undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
+    fits: dict[str, Fit] = {}
     try:
-        if initialization in ("shift", "calibrated_shift"):
-            margin = margin_for(parametrization)
-            if initialization == "shift":
-                shift(model, networks, modules, margin, will_train, generator)
-            elif calibration_rows_NL is None:
-                raise UsageError(
-                    "constraint.initialization: calibrated_shift needs calibration_rows_NL to be fitted on"
-                )
+        if initialization == "shift":
+            shift(model, networks, modules, margin_for(parametrization), will_train, generator)
+        elif initialization in FITTED and not weights_follow:
+            rows_NL = require_enough(calibration_rows_NL, modules, initialization, pairs)
+            if initialization == "nnls":
+                fits = nnls(model, networks, modules, rows_NL, pairs)
             else:
-                calibrated_shift(model, networks, modules, calibration_rows_NL, margin, pairs)
+                calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs)
         elif initialization != "unchanged":
             _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
     except UsageError:
@@ -236,7 +288,8 @@ def constrain(
         raise
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
     chosen = resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None
-    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen)
+    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen, anneal)
+    constraint.fits = fits
     _remember(model, constraint)
     return constraint
 
@@ -285,10 +338,4 @@ def _start_each(modules: Mapping[str, nn.Module], initialization: str, contains_
 
 def _remember(model: PreTrainedModel, constraint: Constraint) -> None:
     setattr(model, ATTRIBUTE, constraint)
-    layers = {} if constraint.layers is None else {"layers": list(constraint.layers)}
-    model.config.isotone = {
-        "scope": constraint.scope,
-        "parametrization": constraint.parametrization,
-        "initialization": constraint.initialization,
-        **layers,
-    }
+    model.config.isotone = constraint.description

@@ -1,7 +1,7 @@
 """Where constrained weights start, and which starts a parametrization can express.
 
-``absolute`` and ``relu`` look at one matrix; ``shift`` and ``calibrated_shift`` look at the whole model (see their
-modules); ``unchanged`` leaves everything as it is, for the control ``sign_frozen``.
+``absolute`` and ``relu`` look at one matrix; ``shift``, ``calibrated_shift`` and ``nnls`` look at the whole model (see
+their modules); ``unchanged`` leaves everything as it is, for the control ``sign_frozen``.
 """
 
 from torch import Tensor
@@ -9,8 +9,13 @@ from torch import Tensor
 from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS
 from isotone.errors import UsageError
 
-INITIALIZATIONS = ("absolute", "relu", "shift", "calibrated_shift", "unchanged")
+INITIALIZATIONS = ("absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged")
 """Names of the initializations."""
+
+FITTED = ("calibrated_shift", "nnls")
+"""Those that are fitted on calibration text."""
+
+_SPARSE = {"relu": "sets about half of the weights to 0", "nnls": "sets most of the weights to 0"}
 
 MARGIN = 0.1
 """Smallest shifted weight, in standard deviations of the matrix, where the parametrization cannot move or reach 0."""
@@ -23,25 +28,37 @@ def why_refused(parametrization: str, initialization: str) -> str | None:
         return "sign_frozen keeps the signs that the weights have, so they start unchanged"
     if initialization == "unchanged" and parametrization != "sign_frozen":
         return f"unchanged leaves negative weights, which {parametrization} cannot hold"
-    if initialization != "relu":
+    if initialization not in _SPARSE:
         return None  # absolute has next to no zeros, the shifts keep a margin where it is needed
+    zeros = f"{initialization} {_SPARSE[initialization]}"
     if not chosen.contains_zero:
-        return f"relu sets about half of the weights to 0, which {parametrization} cannot reach"
+        return f"{zeros}, which {parametrization} cannot reach"
     if not chosen.revives_zero:
-        return f"relu sets about half of the weights to 0, where {parametrization} has no slope: they would stay there"
+        return f"{zeros}, where {parametrization} has no slope: they would stay there"
     return None
 
+
+ANNEALED_PAIR = ("projection", "unchanged")
+"""The pair that a constraint which is annealed has: it starts from the unconstrained weights."""
 
 ALLOWED_PAIRS = frozenset((p, i) for p in PARAMETRIZATIONS for i in INITIALIZATIONS if why_refused(p, i) is None)
 """Pairs (parametrization, initialization) that fit each other."""
 
 
-def require_pair(parametrization: str, initialization: str) -> None:
+def require_pair(parametrization: str, initialization: str, anneal: float | None = None) -> None:
     """Check names and their combination.
 
     Raises:
         UsageError: an unknown name, or a pair that does not fit; lists what is allowed.
     """
+    if anneal is not None:
+        if (parametrization, initialization) != ANNEALED_PAIR or not 0 < anneal <= 1:
+            raise UsageError(
+                f"constraint.anneal: takes what is below 0 away in a share of the steps, from 0 to 1, so it goes with "
+                f"parametrization projection and initialization unchanged; found {anneal:g}, {parametrization} and "
+                f"{initialization}"
+            )
+        return
     if parametrization not in PARAMETRIZATIONS:
         raise UsageError(
             f"constraint.parametrization: {parametrization!r} is unknown; allowed: {', '.join(PARAMETRIZATIONS)}"

@@ -152,6 +152,23 @@ class Projection(Parametrization):
         return w, 1.0
 
 
+class Annealed(Projection):
+    """Projection that comes step by step: W = W⁺ − λW⁻ with λ falling from 1 to 0, and W ≥ 0 from then on.
+
+    W itself is trained. After each step what is below 0 is multiplied by λ's new value over its old one: entries that
+    nothing else moves follow λ exactly, and one that a gradient lifts above 0 is free of it. The scale is λ.
+    """
+
+    @override
+    def apply_(self, v: Tensor, w: Tensor, scale: Scale) -> None:
+        if scale == 0:
+            w.clamp_min_(0)
+
+    def shrink_(self, w: Tensor, factor: float) -> None:
+        """Multiply what is below 0, in place."""
+        torch.nn.functional.leaky_relu_(w, factor)
+
+
 class SignFrozen(Projection):
     """W itself is trained, and clamped at 0 after each step where it has left the sign that it started with.
 

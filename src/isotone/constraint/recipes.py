@@ -1,6 +1,11 @@
-"""Named combinations of parametrization, initialization and precision."""
+"""Named combinations of parametrization, initialization, precision, and what helps a model to recover.
 
-from dataclasses import dataclass
+Imports no torch, and knows no configuration: values stand here as an experiment file has them, and are checked there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from isotone.constraint.architectures import NormKind
 from isotone.errors import UsageError
@@ -14,19 +19,29 @@ class Recipe:
     initialization: str
     pure_bf16: bool = False
     """Masters, weights and optimizer in bf16, as the published Pythia runs had them: weights near 0 do not move."""
+    constraint: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of ``constraint``, such as ``activation``, ``anneal`` or ``layers``, where the arm gives none."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of ``arms.NAME.training``, such as ``distill``, where the arm gives none; before the experiment's own."""
+
+    @property
+    def adds(self) -> bool:
+        """Whether it says more than how weights are kept, where they start and in which precision."""
+        return bool(self.constraint or self.training)
 
 
-_PUBLISHED = Recipe("softplus", "absolute")
+_AS_PUBLISHED: dict[str, Any] = {"distill": {}}
+"""Nothing is distilled, whatever the experiment's ``training`` says: the paper trained on the plain loss."""
+
+_PUBLISHED = Recipe("softplus", "absolute", training=_AS_PUBLISHED)
+_PUBLISHED_BF16 = Recipe("softplus", "absolute", pure_bf16=True, training=_AS_PUBLISHED)
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "published": {"layer_norm": _PUBLISHED, "rms_norm": _PUBLISHED},
-    "published_bf16": {
-        "layer_norm": Recipe("softplus", "absolute", pure_bf16=True),
-        "rms_norm": Recipe("softplus", "absolute", pure_bf16=True),
-    },
+    "published_bf16": {"layer_norm": _PUBLISHED_BF16, "rms_norm": _PUBLISHED_BF16},
     "recommended": {
         "layer_norm": Recipe("scaled_softplus", "shift"),
-        "rms_norm": Recipe("projection", "relu"),
+        "rms_norm": Recipe("projection", "nnls"),
     },
 }
 """``published`` is 2602.02686 with fp32 masters; ``published_bf16`` is the same as it was run on Pythia."""

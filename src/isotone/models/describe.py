@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from isotone import records
-from isotone.constraint.architectures import ARCHITECTURES, row_name
+from isotone.config import Model
+from isotone.constraint.architectures import ARCHITECTURES, NormKind, architecture_of, row_name
 from isotone.errors import UsageError
 from isotone.models.sources import Source, one_line, resolve_source
 
@@ -49,6 +50,16 @@ def describe(source: str, *, revision: str | None = None, gguf_file: str | None 
     except records.CorruptError as error:
         raise UsageError(f"model.source: config.json of {at.given} cannot be read ({error.__cause__})") from error
     return _from_config(at, config.get("text_config", config))
+
+
+def norm_of(model: Model) -> NormKind:
+    """Return the kind of norm before the feed-forward networks of an experiment's model.
+
+    Raises:
+        UsageError: the model cannot be read, or its architecture is unknown.
+    """
+    found = describe(model.source, revision=model.revision, gguf_file=model.gguf_file)
+    return architecture_of(found.model_type).norm
 
 
 def _fetch_config(at: Source, revision: str | None) -> Path:

@@ -1,5 +1,6 @@
 """Brings an arm's model into memory: where it starts, how it is constrained, and where it ended."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
 from isotone.attacks import PrefixProtocol, Vocabulary, Window
+from isotone.config import NO_ARMS, MatchedLoss
 from isotone.config import Constraint as ConstraintConfig
-from isotone.config import MatchedLoss
 from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
+from isotone.constraint.initialization import ANNEALED_PAIR, FITTED
 from isotone.data.packed import PackedData, open_packed
 from isotone.determinism import stream_key
 from isotone.matching import divide_logits
@@ -38,26 +40,47 @@ def pinned_tokenizer(context: Context) -> PreTrainedTokenizerBase:
     return load_tokenizer(context.experiment.model, pin=records.read_json(context.run.pinned_model))
 
 
+def load_random(context: Context) -> PreTrainedModel:
+    """Return a model of the pinned one's configuration with new weights, the same for all arms of a seed."""
+    pretrained = load_pretrained(context)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_key(context.seed, "random_start"))
+        model = type(pretrained)(copy.deepcopy(pretrained.config))
+    nn.Module.to(model, torch.device(context.device))
+    return model.eval()
+
+
 def load_start(context: Context, arm: str) -> PreTrainedModel:
-    """Return the model that an arm starts from, unconstrained: the pretrained one, or another arm's end."""
+    """Return the model that an arm starts from, unconstrained: pretrained, random, or another arm's end."""
     start = context.experiment.arms[arm].start
-    if start == "pretrained":
-        return load_pretrained(context)
+    if start in NO_ARMS:
+        return load_random(context) if start == "random" else load_pretrained(context)
     return load_end(context, start, context.experiment.attacks.checkpoint)
 
 
 def load_teacher(context: Context, arm: str) -> PreTrainedModel:
-    """Return what an arm distills: the model that it starts from, as it is before its constraint."""
-    model = load_start(context, arm)
+    """Return what an arm distills: the model that it starts from, as it is before its constraint.
+
+    Of an arm that starts at random it is the pretrained model.
+    """
+    is_random = context.experiment.arms[arm].start == "random"
+    model = load_pretrained(context) if is_random else load_start(context, arm)
     if context.experiment.training_of(arm).precision == "pure_bf16":
         model.bfloat16()
     return model
 
 
-def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Constraint | None]:
+def start_constrained(
+    context: Context, arm: str, weights_follow: bool = False
+) -> tuple[PreTrainedModel, Constraint | None]:
     """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none).
 
     Where the constraint is only a start (``enforce: false``), the model has its weights and is free.
+
+    Args:
+        context: any node's view of the run.
+        arm: the arm's name.
+        weights_follow: a checkpoint's weights will be loaded next, so no start is fitted.
     """
     model, config = load_start(context, arm), context.experiment.arms[arm].constraint
     if context.experiment.training_of(arm).precision == "pure_bf16":
@@ -65,18 +88,20 @@ def start_constrained(context: Context, arm: str) -> tuple[PreTrainedModel, Cons
     if config is None:
         return model, None
     parametrization, initialization = combination(config, model)
-    calibration = _calibration_rows(context, config) if initialization == "calibrated_shift" else None
+    is_fitted = initialization in FITTED and not weights_follow
     constraint = constrain(
         model,
         config.scope,
         parametrization,
         initialization,
-        calibration_rows_NL=calibration,
+        calibration_rows_NL=_calibration_rows(context, config) if is_fitted else None,
         pairs=open_packed(context.run.data).pairs,
         master_dtype=model.dtype,
         will_train=context.experiment.arms[arm].train,
         layers=config.layers,
         activation=config.activation,
+        anneal=config.anneal,
+        weights_follow=weights_follow,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed
@@ -94,8 +119,9 @@ def load_end(context: Context, arm: str, checkpoint: str) -> PreTrainedModel:
     """
     if matched := context.experiment.arms[arm].matched_loss:
         return _load_matched(context, arm, matched)
-    model, constraint = start_constrained(context, arm)
-    if (folder := end_folder(context, arm, checkpoint)) is not None:
+    folder = end_folder(context, arm, checkpoint)
+    model, constraint = start_constrained(context, arm, weights_follow=folder is not None)
+    if folder is not None:
         load_weights(folder, model, constraint)
     return nn.Module.float(fold(model)).eval()  # transformers' own refuses weights that came from a GGUF file
 
@@ -121,7 +147,9 @@ def end_folder(context: Context, arm: str, checkpoint: str) -> Path | None:
 
 
 def combination(config: ConstraintConfig, model: PreTrainedModel) -> tuple[str, str]:
-    """Return parametrization and initialization: those of the recipe, unless given beside it."""
+    """Return parametrization and initialization: what ``anneal`` means, or what is given, or the recipe's."""
+    if config.anneal is not None:
+        return ANNEALED_PAIR
     recipe = resolve_recipe(config.recipe, ARCHITECTURES[model.config.model_type].norm) if config.recipe else None
     parametrization = config.parametrization or (recipe.parametrization if recipe else None)
     initialization = config.initialization or (recipe.initialization if recipe else None)

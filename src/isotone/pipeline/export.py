@@ -82,6 +82,11 @@ def evaluate_documents(
     from isotone.evaluation import evaluate_perplexity, summarize
 
     model, tokenizer = load_model(source), load_tokenizer(source)
+    if model.config.is_encoder_decoder:
+        raise UsageError(
+            f"{source} is an encoder-decoder: documents have no loss of their own there; evaluate pairs in a run, with "
+            "an arm of train: false (docs/seq2seq.md)"
+        )
     texts = list(open_corpus(Data(source=str(documents), text_field=text_field)).read(0))
     tokenized = [
         PackedDocument(d.id, np.array(ids, np.int64), len(d.text.encode()), d.text)

@@ -6,7 +6,7 @@ The eight numbered stages are a view of the graph: a stage is a group of nodes t
 from dataclasses import dataclass
 from functools import cached_property
 
-from isotone.config import Experiment
+from isotone.config import NO_ARMS, Experiment
 from isotone.errors import UsageError
 
 PER_ARM_MEASURES = ("evaluate", "triggers", "hotflip")
@@ -103,7 +103,7 @@ class Graph:
     def stage_of(self, node: Node) -> str:
         """Return the name of the stage that runs a node: an arm that starts from another one is all one stage."""
         if node.kind in ("train", "match") or (
-            node.kind == "constrain" and self._arms[node.arm or ""].start != "pretrained"
+            node.kind == "constrain" and self._arms[node.arm or ""].start not in NO_ARMS
         ):
             return f"train_{node.arm}"
         return node.kind
@@ -146,7 +146,7 @@ class Graph:
 
     def _start_node(self, arm: str) -> Node:
         start = self._arms[arm].start
-        return Node("setup") if start == "pretrained" else self.end_of(start)
+        return Node("setup") if start in NO_ARMS else self.end_of(start)
 
     def _arms_in_order(self) -> list[str]:
         """Return the arms with each one after those that it is made from (circles were refused by the schema)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from isotone.config import Experiment
+from isotone.config import NO_ARMS, Experiment
 from isotone.pipeline.graph import FURTHER_ATTACKS, PROBE, Node
 
 _OF_ONE_ATTACK = {"hotflip", "triggers", *FURTHER_ATTACKS, PROBE, "transfer"}
@@ -35,7 +35,9 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
             return {"model": _given(experiment.model), "data": _given(experiment.data)}
         case "constrain":
             constraint = experiment.arms[_arm(node)].constraint
-            return {"constraint": _given(constraint), "start": _start(experiment, node), **_machine(experiment)}
+            drawn = {"seed": seed} if experiment.arms[_arm(node)].start == "random" else {}
+            start = _start(experiment, node)
+            return {"constraint": _given(constraint), "start": start, **drawn, **_machine(experiment)}
         case "train":
             return {
                 **_training(experiment, _arm(node)),
@@ -115,7 +117,7 @@ def _arm(node: Node) -> str:
 
 def _start(experiment: Experiment, node: Node) -> dict[str, str]:
     start = experiment.arms[_arm(node)].start
-    return {"arm": start} if start == "pretrained" else {"arm": start, "checkpoint": experiment.attacks.checkpoint}
+    return {"arm": start} if start in NO_ARMS else {"arm": start, "checkpoint": experiment.attacks.checkpoint}
 
 
 def _documents(experiment: Experiment) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 from isotone import records
 from isotone.cluster import LIGHT_STAGES, Cluster, duration_s, size_bytes
 from isotone.config import Experiment
+from isotone.config_recipes import with_recipes
+from isotone.constraint.architectures import NormKind
 from isotone.models.sources import resolve_source
 from isotone.pipeline.graph import Graph
 from isotone.pipeline.record import standing
@@ -69,9 +71,11 @@ class Planner:
     """Puts a plan together; see ``make_plan``."""
 
     def __init__(self, experiment: Experiment, site: str | None, out: Path, seeds: tuple[int, ...], tokens: str | None):
-        self.experiment, self.seeds = experiment, seeds
+        self.seeds = seeds
         self.cluster: Cluster = load_cluster(site, experiment.cluster)
         self.shape: ModelShape = read_shape(experiment.model)
+        kind: NormKind = "layer_norm" if self.shape.layer_norm else "rms_norm"
+        self.experiment = experiment = with_recipes(experiment, lambda: kind)
         self.run = RunDirectory.of(out, experiment.name, seeds[0])
         # a profile that comes with isotone describes a cluster that this machine is no part of
         here = site not in shipped_profiles()

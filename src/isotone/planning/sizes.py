@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 
 from isotone.config import Experiment, Training, epochs_as_fraction
+from isotone.constraint.recipes import resolve_recipe
 from isotone.planning.corpus import CorpusSize
 from isotone.planning.shape import ModelShape
 
@@ -54,10 +55,12 @@ class Sizes:
     def constrained(self, arm: str) -> int:
         """Return the constrained weights that have masters beside them; none where the weights are projected."""
         constraint = self.experiment.arms[arm].held
-        if constraint is None or constraint.parametrization in ("projection", "sign_frozen"):
+        if constraint is None or constraint.anneal or constraint.parametrization in ("projection", "sign_frozen"):
             return 0
-        if constraint.parametrization is None and constraint.recipe == "recommended" and not self.shape.layer_norm:
-            return 0  # projection, too
+        if constraint.parametrization is None and constraint.recipe is not None:
+            recipe = resolve_recipe(constraint.recipe, "layer_norm" if self.shape.layer_norm else "rms_norm")
+            if recipe.parametrization == "projection":
+                return 0
         return self.shape.constrained(constraint.scope, constraint.layers)
 
     def weight_bytes(self, recipe: Training) -> int:

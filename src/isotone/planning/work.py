@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from isotone.config import Training
+from isotone.config import NO_ARMS, Training
 from isotone.evaluation.windows import fixed_batches
 from isotone.pipeline.graph import FURTHER_ATTACKS, Node
 from isotone.planning import attack_work
@@ -61,7 +61,7 @@ def num_saves(recipe: Training, steps: int) -> int:
 def _start(sizes: Sizes, arm: str) -> Work:
     """Return the loading of what an arm starts from, and the setting up of its constraint."""
     start = sizes.experiment.arms[arm].start
-    before = Work(loaded=4 * sizes.shape.num_parameters) if start == "pretrained" else _end(sizes, start)
+    before = Work(loaded=4 * sizes.shape.num_parameters) if start in NO_ARMS else _end(sizes, start)
     return before + Work(optimizer=sizes.constrained(arm))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isotone.attacks.protocol import PrefixProtocol
-from isotone.config import Attacks, Experiment, Model
+from isotone.config import NO_ARMS, Attacks, Experiment, Model
 from isotone.config_io import experiment_from_dict
 from isotone.errors import UsageError
 from isotone.models import pin_model
@@ -154,7 +154,7 @@ def _split(item: str) -> tuple[str | None, str]:
     name, equals, source = item.partition("=")
     if not equals or Path(item).exists():
         return None, item
-    if not name.isidentifier() or name == "pretrained" or not source:
+    if not name.isidentifier() or name in NO_ARMS or not source:
         raise UsageError(f"{item}: a name is made of letters, digits and _, and a model stands behind the =")
     return name, source
 
@@ -163,7 +163,7 @@ def _free_name(source: str, taken: Iterable[str]) -> str:
     name = re.sub(r"\W", "_", source_name(source).removesuffix(".gguf"), flags=re.ASCII) or "model"
     name = name if name.isidentifier() else f"m_{name}"
     names = [name, *(f"{name}_{number}" for number in range(2, 1000))]
-    return next(n for n in names if n not in (*taken, "pretrained", BASELINE))
+    return next(n for n in names if n not in (*taken, *NO_ARMS, BASELINE))
 
 
 def _attacks(asked: Sequence[str]) -> tuple[str, ...]:

@@ -276,15 +276,7 @@ def trainable_parameters(model: nn.Module, constraint: Any = None) -> dict[str, 
 
 def describe_constraint(constraint: Any) -> dict[str, Any] | None:
     """Return what a checkpoint says about the constraint that its masters belong to."""
-    if constraint is None:
-        return None
-    layers = {} if constraint.layers is None else {"layers": list(constraint.layers)}
-    return {
-        "scope": constraint.scope,
-        "parametrization": constraint.parametrization,
-        "initialization": constraint.initialization,
-        **layers,
-    }
+    return None if constraint is None else constraint.description
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:

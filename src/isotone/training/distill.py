@@ -1,9 +1,10 @@
 """Distillation: the first steps of a training teach a model what another one computes, before plain loss has its turn.
 
-In the share ``blocks`` the states after each block are matched: ‖h − h*‖² / ‖h*‖², h* being the teacher's, averaged
-over blocks and tokens, and over the two stacks of an encoder-decoder. (Where the norms are LayerNorms, which do not see
-a state's mean, without the mean.) In the share ``logits`` the predictions are: τ² KL(p*‖p) of each predicted token at
-temperature τ (Hinton et al. 2015, 1503.02531). Which one it is depends on the step alone.
+In the share ``blocks`` the directions of the states after each block are matched, which is what norms see of them:
+‖n − n*‖² with n = h / ‖h‖, h* being the teacher's, averaged over blocks and tokens, and over the two stacks of an
+encoder-decoder. (LayerNorms do not see a state's mean either: there it is left out.) It lies between 0 and 4, however
+far a start has gone astray. In the share ``logits`` the predictions are matched: τ² KL(p*‖p) of each predicted token
+at temperature τ (Hinton et al. 2015, 1503.02531). Which one it is depends on the step alone.
 
 Shapes: B rows, L tokens of a row, T scored tokens, V vocabulary, D hidden size.
 """
@@ -151,7 +152,7 @@ def _read(ids_BL: Tensor, pairs: PairLayout | None) -> list[Tensor]:
 
 
 def state_error(states: Sequence[Tensor], teacher: Sequence[Tensor], centred: bool) -> Tensor:
-    """Return ‖h − h*‖² / ‖h*‖² of every token, averaged over blocks, in fp32 [B, L].
+    """Return ‖n − n*‖², n = h / ‖h‖, of every token, averaged over blocks, in fp32 [B, L].
 
     Args:
         states: h after each block [B, L, D]; the last one is behind the final norm.
@@ -159,17 +160,13 @@ def state_error(states: Sequence[Tensor], teacher: Sequence[Tensor], centred: bo
         centred: leave the mean over D out, but of the last one.
     """
     errors = []
-    for number, (own_BLD, its_BLD) in enumerate(zip(states, teacher, strict=True), 1):
-        difference_BLD, its_BLD = own_BLD.float() - its_BLD.float(), its_BLD.float()
+    for number, pair in enumerate(zip(states, teacher, strict=True), 1):
+        own_BLD, its_BLD = (h_BLD.float() for h_BLD in pair)
         if centred and number < len(states):
-            difference_BLD = difference_BLD - difference_BLD.mean(-1, keepdim=True)
-            its_BLD = its_BLD - its_BLD.mean(-1, keepdim=True)
-        errors.append(difference_BLD.square().sum(-1) / its_BLD.square().sum(-1).clamp_min(_LEAST))
+            own_BLD, its_BLD = (h_BLD - h_BLD.mean(-1, keepdim=True) for h_BLD in (own_BLD, its_BLD))
+        own_BLD, its_BLD = (nn.functional.normalize(h_BLD, dim=-1) for h_BLD in (own_BLD, its_BLD))
+        errors.append((own_BLD - its_BLD).square().sum(-1))
     return torch.stack(errors).mean(0)
-
-
-_LEAST = 1e-12
-"""Least squared length of a teacher's state: none is 0, but one of a freshly made model may be."""
 
 
 def _ignores_mean(model: nn.Module) -> bool:

@@ -289,7 +289,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         if self.constraint is not None:
-            self.constraint.push()
+            self.constraint.advance(self.step + 1, self.total_steps)
         self._forget_gradients()
         self.step += 1
         self.budget.spend(1, self.batches.steps_per_epoch)
@@ -361,7 +361,10 @@ class Trainer:
         return True
 
     def _best(self) -> dict[str, Any] | None:
-        return min(self.history, key=lambda entry: (entry["nll"], entry["step"]), default=None)
+        """Return the validation of the lowest loss, from where on the constraint holds."""
+        first = 0 if self.constraint is None else self.constraint.first_strict_step(self.total_steps)
+        standing = [entry for entry in self.history if entry["step"] >= first]
+        return min(standing, key=lambda entry: (entry["nll"], entry["step"]), default=None)
 
     def _record(self, **values: float) -> None:
         if self.team.is_first:

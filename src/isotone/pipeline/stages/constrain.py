@@ -1,5 +1,6 @@
 """Stage 1: apply the non-negative parametrization, verify the effective weights, write the certificate."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from isotone import records
@@ -26,7 +27,7 @@ def run(context: Context) -> list[Path]:
         context.run.checkpoints(context.arm_name), model, constraint, identity={"start": context.inputs_hash}
     )
     fold(model)  # which checks that the constraint holds
-    scope = context.arm.certified_scope
+    scope = None if constraint.slack else context.arm.certified_scope  # where it is annealed, nothing holds yet
     certificate = certify(model, scope=scope).to_dict() if scope else None
     if certificate and certificate["weights"] != "nonneg":
         raise IsotoneError(f"arm {context.arm_name} violates its constraint: {'; '.join(certificate['reasons'])}")
@@ -37,12 +38,10 @@ def run(context: Context) -> list[Path]:
         {
             "schema": 1,
             "arm": context.arm_name,
-            "scope": constraint.scope,
-            "parametrization": constraint.parametrization,
-            "initialization": constraint.initialization,
-            **({} if constraint.layers is None else {"layers": list(constraint.layers)}),
+            **constraint.description,
             "constrained_weights": list(constraint.names),
             "certificate": certificate,
+            **({"fits": {name: asdict(fit) for name, fit in constraint.fits.items()}} if constraint.fits else {}),
         },
     )
     return [checkpoint / records.MANIFEST, context.run.node_result(context.node)]

@@ -34,7 +34,7 @@ def run(context: Context) -> list[Path]:
     _require_fitting_data(config.data, bool(pin.get("encoder_decoder")))
     tokenizer = load_tokenizer(config.model, pin=pin)
     with context.progress(config.data.num_documents or 1, "document") as bar:
-        prepare_data(
+        summary = prepare_data(
             config.data,
             tokenizer,
             context.run.data,
@@ -44,6 +44,10 @@ def run(context: Context) -> list[Path]:
             # how many documents a corpus has is known only at its end
             progress=lambda done, text: bar.set(done, max(done, config.data.num_documents or 0), text),
         )
+    for side in ("source", "target") if config.data.pairs else ():
+        if cut := sum(counts[f"{side}s_cut"] for counts in summary["splits"].values()):
+            limit = f"data.{side}_length: {getattr(config.data, f'{side}_length')}"
+            context.say(f"{cut} {side}s are longer than {limit}; only their beginning is read")
     records.write_json(settings_file, settings)  # last: a mistyped setting that failed binds nobody
     return [context.run.pinned_model, *sorted(p for p in context.run.data.iterdir() if p.is_file())]
 

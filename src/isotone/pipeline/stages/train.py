@@ -11,6 +11,7 @@ from isotone.pipeline.arms import load_teacher, random_prefix, start_constrained
 from isotone.pipeline.context import Context
 from isotone.pipeline.slices import config_slice
 from isotone.training import Trainer, TrainResult
+from isotone.training.checkpoint import CheckpointFolder
 
 
 def run(context: Context) -> list[Path]:
@@ -21,7 +22,9 @@ def run(context: Context) -> list[Path]:
     """
     recipe = context.experiment.training_of(context.arm_name)
     data = open_packed(context.run.data)
-    model, constraint = start_constrained(context, context.arm_name)
+    folder = context.run.checkpoints(context.arm_name)
+    has_begun = context.team.first(lambda: bool(CheckpointFolder(folder).paths()))
+    model, constraint = start_constrained(context, context.arm_name, weights_follow=has_begun)
     part = config_slice(context.experiment, context.seed, context.node)
     trainer = Trainer(
         model,
@@ -29,7 +32,7 @@ def run(context: Context) -> list[Path]:
         recipe,
         constraint=constraint,
         seed=context.seed,
-        folder=context.run.checkpoints(context.arm_name),
+        folder=folder,
         metrics=context.run.metrics(context.node),
         stop=context.stop,
         budget=context.budget,

@@ -1,0 +1,98 @@
+"""What a recipe adds stands in the resolved configuration; published ones change nothing, to the letter."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isotone.config import Arm, ArmTraining, Constraint, Distill, Experiment, Training
+from isotone.config_io import dump_yaml, list_presets, load_experiment
+from isotone.config_recipes import with_recipes
+from isotone.constraint import recipes
+from isotone.constraint.recipes import Recipe
+from isotone.models.describe import norm_of
+from isotone.pipeline.resolve import resolve
+from isotone.pipeline.run_directory import RunDirectory
+
+RICH = Recipe(
+    "projection",
+    "nnls",
+    constraint={"activation": "monotone_gelu", "layers": "last:2"},
+    training={"distill": {"blocks": 0.3, "logits": 0.5}, "lr": 1.5e-3},
+)
+
+
+def never() -> Any:
+    pytest.fail("nobody needs to look at the model")
+
+
+@pytest.fixture
+def rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recommended recipe of RMSNorm models adds a lot, that of LayerNorm models nothing."""
+    monkeypatch.setitem(recipes.RECIPES["recommended"], "rms_norm", RICH)
+
+
+def experiment(common: Training | None = None, **arm: Any) -> Experiment:
+    given = {"constraint": Constraint(recipe="recommended"), **arm}
+    return Experiment(name="x", training=common or Training(), arms={"baseline": Arm(), "monotonic": Arm(**given)})
+
+
+@pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
+def test_no_preset_that_is_published_is_changed(preset: str) -> None:
+    before = load_experiment(preset)
+    if {arm.constraint.recipe for arm in before.arms.values() if arm.constraint} <= {
+        "published",
+        "published_bf16",
+        None,
+    }:
+        assert with_recipes(before, never) is before
+
+
+@pytest.mark.parametrize("recipe", ["published", "published_bf16"])
+def test_published_recipes_have_everything_off(recipe: Any) -> None:
+    """Also where the experiment distills; an arm that asks for it itself gets it."""
+    both = Training(distill=Distill(blocks=0.5))
+    found = with_recipes(experiment(both, constraint=Constraint(recipe=recipe)), never)
+    constraint = found.arms["monotonic"].constraint
+    assert constraint is not None
+    assert constraint == Constraint(recipe=recipe)
+    assert (constraint.layers, constraint.activation, constraint.anneal) == (None, None, None)
+    assert not found.training_of("monotonic").distill.share
+    assert found.training_of("baseline").distill.share
+    own = experiment(both, constraint=Constraint(recipe=recipe), training=ArmTraining(distill=Distill(logits=0.2)))
+    assert with_recipes(own, never).training_of("monotonic").distill == Distill(logits=0.2)
+
+
+def test_a_recipe_fills_what_the_arm_leaves_open(rich: None) -> None:
+    found = with_recipes(experiment(), lambda: "rms_norm")
+    arm = found.arms["monotonic"]
+    assert arm.constraint == Constraint(recipe="recommended", activation="monotone_gelu", layers="last:2")
+    assert found.training_of("monotonic").distill == Distill(blocks=0.3, logits=0.5)
+    assert found.training_of("monotonic").lr == 1.5e-3
+    assert found.training_of("baseline") == Training()
+    own = experiment(constraint=Constraint(recipe="recommended", activation="relu"), training=ArmTraining(lr=1e-4))
+    filled = with_recipes(own, lambda: "rms_norm")
+    assert filled.arms["monotonic"].constraint == Constraint(recipe="recommended", activation="relu", layers="last:2")
+    assert filled.training_of("monotonic").lr == 1e-4
+    assert with_recipes(found, lambda: "rms_norm") == found  # as a resume does
+
+
+def test_an_arm_that_is_not_trained_gets_no_training(rich: None) -> None:
+    found = with_recipes(experiment(train=False), lambda: "rms_norm")
+    assert found.arms["monotonic"].training == ArmTraining()
+
+
+def test_layer_norm_models_have_a_recipe_of_their_own(rich: None) -> None:
+    before = experiment()
+    assert with_recipes(before, lambda: "layer_norm") is before
+
+
+def test_a_run_is_resolved_with_what_its_recipes_add(rich: None, tmp_path: Path) -> None:
+    given = experiment().model_copy(update={"model": experiment().model.model_copy(update={"source": "pocket-arcee"})})
+    assert norm_of(given.model) == "rms_norm"
+    run = RunDirectory.of(tmp_path, "x", 1)
+    resolved = resolve(given, run)
+    assert resolved.training_of("monotonic").distill.share
+    assert load_experiment(str(run.config)) == resolved
+    assert resolve(given, run) == resolved
+    assert "blocks: 0.3" in dump_yaml(resolved)
