@@ -187,6 +187,8 @@ def sweep(
     overrides: SetOption = [],  # noqa: B006
     only: Annotated[str | None, typer.Option(metavar="PART", help="A point's id, setup or table: this alone.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and what they cost.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit it, one element of an array a point.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Take the sweep's jobs out of the queue.")] = False,
     site: SiteOption = None,
     max_minutes_per_run: Annotated[
         float | None, typer.Option(metavar="X", min=0, help="Stop, with everything saved, after X minutes.")
@@ -202,6 +204,14 @@ def sweep(
         from isotone.sweep.cost import format_cost
 
         print(format_cost(config, chosen_seed, site, out))
+    if slurm or cancel:
+        from isotone.slurm.sweeping import cancel_sweep, show_sweep, submit_sweep
+
+        if cancel:
+            cancel_sweep(config.name, out)
+        else:
+            (show_sweep if dry_run else submit_sweep)(config, chosen_seed, site, out)
+    if dry_run or slurm or cancel:
         return
     from isotone.sweep.running import Sweeping, run_sweep
 
@@ -362,12 +372,14 @@ def constrain(
     scope: Annotated[str, typer.Option(help="Which projections.")] = "mlp_both",
     parametrization: Annotated[str, typer.Option(help="How weights are kept non-negative.")] = "scaled_softplus",
     initialization: Annotated[str, typer.Option(help="Where they start.")] = "absolute",
+    layers: Annotated[str | None, typer.Option(help="Only in these blocks: 0,2 or first:N, last:N, A:B.")] = None,
+    activation: Annotated[str | None, typer.Option(help="In the place of the model's: relu, monotone_gelu.")] = None,
     debug: DebugOption = False,
 ) -> None:
     """Constrain a model's feed-forward weights and write it as a plain folder with its certificate."""
     from isotone.pipeline.export import constrain_to_folder
 
-    certificate = constrain_to_folder(model, out, scope, parametrization, initialization)
+    certificate = constrain_to_folder(model, out, scope, parametrization, initialization, layers, activation)
     print(f"{out}: {certificate.verdict}")
 
 

@@ -177,7 +177,11 @@ class Constraint(Part):
     enforce: bool = True
     """False (a control): only the start; the weights are then trained like any others and may become negative."""
     calibration_rows: Count = 64
-    """Training rows that ``calibrated_shift`` and ``nnls`` are fitted on."""
+    """Training rows that ``calibrated_shift``, ``nnls`` and ``calibrate`` are fitted on."""
+    calibrate: bool = False
+    """After the start, match mean and variance of every unit and output to the original's, on calibration rows."""
+    step: Literal["raw", "matched"] = "raw"
+    """matched: masters move so that weights move as far as under ``projection``; raw: as far as the optimizer says."""
 
     @model_validator(mode="after")
     def _named_or_given(self) -> "Constraint":

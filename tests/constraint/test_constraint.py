@@ -248,3 +248,48 @@ def test_a_flipped_sign_is_noticed_when_folding() -> None:
     next(iter(constraint.parameters())).data.neg_()
     with pytest.raises(IsotoneError, match="has left its frozen sign"):
         fold(model)
+
+
+# --- steps that are comparable ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parametrization", ["softplus", "scaled_softplus", "square", "magnitude"])
+def test_matched_steps_move_weights_as_far_as_projection_does(parametrization: str) -> None:
+    """One AdamW step from the same weights; where the slope is above its floor, W moves alike to first order."""
+    moved = {}
+    for name, how in (("projection", "raw"), (parametrization, "matched"), (parametrization, "raw")):
+        model = tiny_model("arcee", initializer_range=0.2)
+        constraint = constrain(model, "mlp_both", name, "absolute", step=how)
+        before = {n: w.clone() for n, w in weights_of(model, constraint).items()}
+        step(model, constraint, optimizer_of(model, constraint, lr=1e-5), micro_batches=1)
+        assert constraint.holds()
+        large = {n: before[n] > 0.05 for n in before}  # the slope of each map is above .01 there
+        after = weights_of(model, constraint)
+        moved[name, how] = torch.cat([(after[n] - before[n])[large[n]] for n in before])
+    reference = moved["projection", "raw"]
+    off = {
+        how: float((moved[parametrization, how] - reference).abs().mean() / reference.abs().mean())
+        for how in ("matched", "raw")
+    }
+    assert off["matched"] < 0.03
+    assert off["matched"] < 0.2 * off["raw"] or parametrization == "magnitude"
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_matched_steps_stay_inside_the_constraint_and_finite(parametrization: str) -> None:
+    model = tiny_model("gpt2")
+    start = "unchanged" if parametrization == "sign_frozen" else "absolute"
+    constraint = constrain(model, "mlp_both", parametrization, start, step="matched")
+    optimizer = optimizer_of(model, constraint, lr=0.05)
+    constraint.attach(optimizer)
+    for seed in range(5):
+        model(tokens(seed=seed), labels=tokens(seed=seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert constraint.holds()
+        assert max(float(w.abs().max()) for w in weights_of(model, constraint).values()) < 5
+
+
+def test_an_unknown_step_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"constraint\.step: 'large' is unknown; allowed: raw, matched"):
+        constrain(tiny_model("gpt2"), step="large")

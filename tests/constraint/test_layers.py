@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import tiny_model
+from tiny_pairs import pair_tokenizer
+from typer.testing import CliRunner
 
+from isotone.cli import app
 from isotone.constraint import certify, constrain, fold
 from isotone.constraint.layers import resolve_layers
 from isotone.errors import UsageError
@@ -77,6 +80,24 @@ def constrain_all() -> Any:
     model = tiny_model("arcee")
     constrain(model, "mlp_both", "projection", "relu")
     return fold(model)
+
+
+def test_blocks_of_an_encoder_come_before_those_of_the_decoder() -> None:
+    for layers, stacks in (("first:2", {"encoder"}), ("last:2", {"decoder"}), ("1:3", {"encoder", "decoder"})):
+        constraint = constrain(tiny_model("t5"), "mlp_both", "projection", "relu", layers=layers)
+        assert {name.split(".")[0] for name in constraint.names} == stacks
+
+
+def test_the_command_line_takes_blocks_and_an_activation(tmp_path: Path) -> None:
+    save_model(tiny_model("arcee", hidden_act="silu"), pair_tokenizer(), tmp_path / "model")
+    words = ["constrain", str(tmp_path / "model"), "--parametrization", "projection", "--initialization", "relu"]
+    words += ["--activation", "relu", "--layers"]
+    for layers, found in (("0,-1", (0, 1)), ("last:1", (1,))):
+        out = tmp_path / f"x{len(found)}"
+        done = CliRunner().invoke(app, [*words, layers, "--out", str(out)])
+        assert "strict" in done.output
+        assert certify(out).layers == found
+    assert "isotone:relu" in (tmp_path / "x1" / "config.json").read_text()
 
 
 @pytest.mark.parametrize("initialization", ["shift", "calibrated_shift", "nnls"])

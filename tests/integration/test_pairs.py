@@ -72,6 +72,12 @@ def test_a_run_in_parts_equals_an_uninterrupted_one(experiment: Path, finished: 
         assert (out / "pairs" / "seed-42" / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
 
 
+def test_sides_that_are_cut_are_said_to_be(experiment: Path, tmp_path: Path) -> None:
+    cut = isotone("run", experiment, "--out", tmp_path, "--only", "setup", "--set", "data.target_length=4")
+    assert cut.returncode == 0, cut.stderr
+    assert "targets are longer than data.target_length: 4; only their beginning is read" in cut.stderr
+
+
 def test_a_model_and_data_of_different_tasks_are_refused_in_setup(experiment: Path, tmp_path: Path) -> None:
     pairless = run(experiment, tmp_path / "a", "--set", "data={source: web-bible}", "--set", "evaluation.rouge=null")
     assert (pairless.returncode, "reads pairs; give source_field and target_field" in pairless.stderr) == (2, True)

@@ -57,9 +57,9 @@ def test_every_recipe_ends_in_weights_that_are_certified(recovered: Path) -> Non
 def test_interruptions_change_no_byte_of_any_recipe(recovered: Path, tmp_path: Path) -> None:
     codes: list[int] = []
     while not codes or codes[-1] == 75:
-        codes.append(run(tmp_path, *ADDED, "--max-epochs-per-run", "0.015").returncode)
+        codes.append(run(tmp_path, *ADDED, "--max-epochs-per-run", "0.055").returncode)
     assert codes[-1] == 0
-    assert len(codes) > 5
+    assert len(codes) > 4
     assert not differences(recovered, tmp_path)
 
 

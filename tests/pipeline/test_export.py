@@ -27,3 +27,9 @@ def test_documents_without_text_are_refused_and_not_measured(text: str, tmp_path
     (tmp_path / "empty.txt").write_text(text)
     with pytest.raises(UsageError, match=r"--documents: .*empty\.txt holds no text"):
         evaluate_documents("pocket", tmp_path / "empty.txt", "text", None, StopFlag())
+
+
+def test_an_encoder_decoder_is_sent_to_a_run(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("In the beginning was the word.")
+    with pytest.raises(UsageError, match=r"pocket-t5 is an encoder-decoder: .*evaluate pairs in a run"):
+        evaluate_documents("pocket-t5", tmp_path / "a.txt", "text", None, StopFlag())

@@ -18,7 +18,7 @@ from isotone.planning.corpus import corpus_size
 from isotone.planning.flops import forward_flops, generation_flops, training_flops
 from isotone.planning.memory import Machine, host_memory
 from isotone.planning.shape import read_shape, shape_of
-from isotone.planning.work import evaluation_flops, node_work, num_saves
+from isotone.planning.work import BLOCK_STEP_S, evaluation_flops, node_work, num_saves
 
 
 def test_training_counts_the_steps_that_the_loop_makes() -> None:
@@ -96,6 +96,7 @@ def test_pairs_are_planned_by_their_rows_and_writing_by_beams() -> None:
     without, with_rouge = (node_work(s, Node("evaluate", "baseline")) for s in sizes)
     written = generation_flops(shape, 50, 96, 64, 4)
     assert with_rouge.evaluate - without.evaluate == pytest.approx(written)
+    assert with_rouge.constant_s - without.constant_s == pytest.approx(7 * 64 * 2 * BLOCK_STEP_S)  # batches of 8
     assert generation_flops(shape, 50, 96, 64, 8) < 2 * written  # the source is read once
     memory = [host_memory(s, Machine("cpu", "fp32", "sdpa", 0), Node("evaluate", "baseline")) for s in sizes]
     assert memory[0] < memory[1]

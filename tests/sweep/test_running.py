@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tiny_sweep import corpus
 
 from isotone import records
 from isotone.config import Experiment
@@ -25,7 +26,7 @@ from isotone.sweep.points import SweepDirectory, build_points
 from isotone.sweep.running import Sweeping, run_sweep
 from isotone.sweep.standing import sweep_status
 
-from .conftest import Tiny, corpus
+from .conftest import Tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from kill_campaign import differences
@@ -71,7 +72,7 @@ def test_the_data_is_packed_once_for_all_points(finished: Path) -> None:
 
 def test_status_shows_every_point_and_the_table(finished: Path) -> None:
     rows = sweep_status(SweepDirectory(finished / "tiny/sweep"))
-    assert [row["state"] for row in rows].count("complete") == 5
+    assert [row["state"] for row in rows].count("complete") == 6
     assert [row["state"] for row in rows].count("refused") == 2
     assert rows[-1]["node"] == "table"
 

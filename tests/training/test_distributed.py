@@ -64,6 +64,19 @@ def test_two_processes_have_the_loss_curve_of_one(
 
 
 @pytest.mark.parametrize("parallel", RECIPES)
+def test_two_processes_anneal_what_one_does(tmp_path: Path, parallel: str) -> None:
+    def work(team: Team) -> None:
+        a_trainer = trainer(tmp_path / "two", "projection", RECIPES[parallel], team=team, anneal=0.5)
+        assert a_trainer.run().complete
+        assert a_trainer.constraint.slack == 0
+        assert a_trainer.constraint.holds()
+
+    train(tmp_path / "one", "projection", anneal=0.5)
+    assert together(2, work) == [0, 0]
+    assert_same_curve(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("parallel", RECIPES)
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_two_processes_distill_what_one_does(tmp_path: Path, parallel: str, weight: float) -> None:
     """At weight 1 the head learns nothing while blocks are matched; the teacher is divided where the model is."""

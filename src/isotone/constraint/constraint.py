@@ -4,6 +4,7 @@
 What the optimizer holds is V: gradients are pulled back from W to V before its step, and W is written from V after it.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -18,8 +19,16 @@ from isotone.constraint.calibration import calibrated_shift, require_enough
 from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
 from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
 from isotone.constraint.layers import Layers, resolve_layers
+from isotone.constraint.moments import match_moments
 from isotone.constraint.nnls import Fit, nnls
-from isotone.constraint.parametrization import PARAMETRIZATIONS, Annealed, Parametrization, Projection, Scale
+from isotone.constraint.parametrization import (
+    PARAMETRIZATIONS,
+    STEPS,
+    Annealed,
+    Parametrization,
+    Projection,
+    Scale,
+)
 from isotone.constraint.replacement import replace_activation
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
@@ -43,6 +52,7 @@ class Constraint:
         parametrization: how they are kept non-negative.
         initialization: where they started.
         layers: indices of the blocks in which they are constrained; None: in all.
+        step: ``raw``, or ``matched``: masters move so that weights move as far as they would under ``projection``.
         anneal: share of all steps in which the constraint comes, as W = W⁺ − λW⁻ with λ from 1 to 0; None: at once.
         fits: how well ``nnls`` fitted each module, by its full path; empty after other starts, and when restored.
     """
@@ -55,10 +65,12 @@ class Constraint:
         initialization: str,
         master_dtype: torch.dtype | None = None,
         layers: tuple[int, ...] | None = None,
+        step: str = "raw",
         anneal: float | None = None,
     ):
         self.scope, self.parametrization, self.initialization = scope, parametrization, initialization
-        self.layers, self.anneal = layers, anneal
+        self.layers, self.step, self.anneal = layers, step, anneal
+        self._before: dict[str, Tensor] = {}  # masters as they were before a matched step, from pull_back to push
         self.fits: dict[str, Fit] = {}
         self._map: Parametrization = PARAMETRIZATIONS[parametrization] if anneal is None else Annealed()
         self._weights = dict(weights)
@@ -104,6 +116,9 @@ class Constraint:
                 continue
             master.grad = weight.grad.to(master.dtype)  # the same memory where the dtypes agree
             weight.grad = None
+            if self.step == "matched":  # the optimizer sees the gradients of W, push() turns its step into one of V
+                self._before[name] = _own(master).clone()
+                continue
             self._map.pull_back_(_own(master.grad), _own(master), self._scales[name])
 
     @torch.no_grad()
@@ -111,6 +126,8 @@ class Constraint:
         """Write W = map(V) into the modules; once a step, after the optimizer's."""
         for name, master in self._masters.items():
             v, w = _own(master), _own(self._weights[name])
+            if name in self._before:
+                self._map.match_step_(self._before.pop(name), v, self._scales[name])
             if w.dtype == v.dtype:
                 self._map.apply_(v, w, _own_scale(self._scales[name]))
             else:
@@ -177,7 +194,13 @@ class Constraint:
             self._scales[name] = divide(scale, weight) if isinstance(scale, Tensor) else scale
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let every step of an optimizer pull back before it and push after it."""
+        """Let every step of an optimizer pull back before it and push after it.
+
+        Raises:
+            UsageError: the constraint is annealed, and an optimizer does not know how far its training has come.
+        """
+        if self.anneal is not None:
+            raise UsageError("constraint.anneal: call advance(step, total_steps) after each step; attach() cannot")
         optimizer.register_step_pre_hook(lambda *_: self.pull_back())
         optimizer.register_step_post_hook(lambda *_: self.push())
 
@@ -238,6 +261,8 @@ def constrain(
     activation: str | None = None,
     anneal: float | None = None,
     weights_follow: bool = False,
+    calibrate: bool = False,
+    step: str = "raw",
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
 
@@ -257,6 +282,8 @@ def constrain(
         activation: ``relu`` or ``monotone_gelu``, put in the place of the activation in these blocks; None: kept.
         anneal: share of a training's steps in which the constraint comes; of ``projection`` from ``unchanged`` weights.
         weights_follow: a checkpoint's weights will be loaded next, so nothing is fitted on calibration text.
+        calibrate: match means and variances of units and outputs after the start, on ``calibration_rows_NL``.
+        step: ``raw``, or ``matched``: see ``Constraint``.
 
     Returns:
         The constraint, also kept at ``model.isotone_constraint``.
@@ -266,13 +293,18 @@ def constrain(
             that does not meet the conditions of the initialization. The model is then as it was.
     """
     require_pair(parametrization, initialization, anneal)
+    if step not in STEPS:
+        raise UsageError(f"constraint.step: {step!r} is unknown; allowed: {', '.join(STEPS)}")
     projections_of(architecture_of_model(model), scope)
     if hasattr(model, ATTRIBUTE):
         raise UsageError("constraint: the model is constrained already; fold it first")
     modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
     undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
     fits: dict[str, Fit] = {}
+    originals = copy.deepcopy(networks) if calibrate and not weights_follow else []
     try:
+        if originals:
+            require_enough(calibration_rows_NL, modules, "calibrate", pairs)
         if initialization == "shift":
             shift(model, networks, modules, margin_for(parametrization), will_train, generator)
         elif initialization in FITTED and not weights_follow:
@@ -283,12 +315,14 @@ def constrain(
                 calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs)
         elif initialization != "unchanged":
             _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
+        if originals and calibration_rows_NL is not None:
+            match_moments(model, networks, originals, modules, calibration_rows_NL, pairs)
     except UsageError:
         undo()
         raise
     weights: dict[str, nn.Parameter] = {f"{name}.weight": m.weight for name, m in modules.items()}  # type: ignore[misc]
     chosen = resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None
-    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen, anneal)
+    constraint = Constraint(weights, scope, parametrization, initialization, master_dtype, chosen, step, anneal)
     constraint.fits = fits
     _remember(model, constraint)
     return constraint

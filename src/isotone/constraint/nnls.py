@@ -78,7 +78,7 @@ def nnls(
     fits: dict[str, Fit] = {}
     for network in networks:
         original = copy.deepcopy(network)
-        for roles in _STAGES:
+        for roles in STAGES:
             fitted = {r: constrained[network.names[r]] for r in roles if network.names.get(r) in constrained}
             if not fitted:
                 continue
@@ -87,16 +87,16 @@ def nnls(
                 found = read(model, row_L[None], {"up": network.up} | fitted, pairs)
                 inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
                 for role, sums in products.items():
-                    sums.add(inputs[role], _target(original, role, inputs))
+                    sums.add(inputs[role], target_of(original, role, inputs))
             fits |= {network.names[role]: sums.fit(fitted[role]) for role, sums in products.items()}
     return fits
 
 
-_STAGES = (("attention_out",), ("gate", "up"), ("down",))
+STAGES = (("attention_out",), ("gate", "up"), ("down",))
 """Roles in the order of the computation; those that read the same are fitted together."""
 
 
-def _target(original: FeedForward, role: str, inputs: Mapping[str, Tensor]) -> Tensor:
+def target_of(original: FeedForward, role: str, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return what the original puts out (T, m) in the place of a module, on the inputs of the model being made."""
     if role == "down":
         return original(inputs["up"])

@@ -17,6 +17,12 @@ Scale = float | Tensor
 FLOOR = 1e-8
 """Smallest weight that the inverse of a map without zeros is asked for; below it the slope is lost in rounding."""
 
+FLATTEST = 0.01
+"""Smallest slope by which a matched step is divided: it is at most 100 times the one in W."""
+
+STEPS = ("raw", "matched")
+"""How far a master moves: as the optimizer says, or so that the weight moves so far (``match_step_``)."""
+
 
 class Parametrization(abc.ABC):
     """A map from unconstrained masters V to effective weights, which are W ≥ 0 (for ``sign_frozen``: W·sign ≥ 0)."""
@@ -37,6 +43,19 @@ class Parametrization(abc.ABC):
     @abc.abstractmethod
     def pull_back_(self, grad: Tensor, v: Tensor, scale: Scale) -> None:
         """Turn a gradient with respect to W, in place, into the one with respect to V."""
+
+    def match_step_(self, before: Tensor, v: Tensor, scale: Scale) -> None:
+        """Turn a step that was made for W into the one of V that changes W as much, to first order; v in place.
+
+        An optimizer moved v from ``before`` by Δ, computed from gradients with respect to W. With s the slope dW/dV at
+        ``before``, V moves by Δ/s. Where the map is flat that has no bound and the first order no meaning, so |s|
+        counts as at least ``FLATTEST``, and V moves by at most 1/β, over which a softplus changes its slope e-fold.
+        """
+        slope = torch.ones_like(before)
+        self.pull_back_(slope, before, scale)
+        slope.copy_(slope.abs().clamp_min_(FLATTEST).copysign_(slope))
+        limit = 1 / scale if isinstance(scale, float) else 1.0
+        v.sub_(before).div_(slope).clamp_(-limit, limit).add_(before)
 
     @abc.abstractmethod
     def inverse(self, w: Tensor) -> tuple[Tensor, Scale]:

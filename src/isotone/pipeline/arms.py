@@ -88,7 +88,7 @@ def start_constrained(
     if config is None:
         return model, None
     parametrization, initialization = combination(config, model)
-    is_fitted = initialization in FITTED and not weights_follow
+    is_fitted = (initialization in FITTED or config.calibrate) and not weights_follow
     constraint = constrain(
         model,
         config.scope,
@@ -102,6 +102,8 @@ def start_constrained(
         activation=config.activation,
         anneal=config.anneal,
         weights_follow=weights_follow,
+        calibrate=config.calibrate,
+        step=config.step,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed

@@ -1,5 +1,6 @@
 """Models without a pipeline: export an arm, constrain a model into a folder, evaluate a model on documents."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,26 @@ def export_arm(folder: Path, arm: str, out: Path, checkpoint: str) -> Path:
     return out
 
 
-def constrain_to_folder(source: str, out: Path, scope: str, parametrization: str, initialization: str) -> Certificate:
-    """Constrain a model, fold it, and write it with its certificate.
+def constrain_to_folder(
+    source: str,
+    out: Path,
+    scope: str,
+    parametrization: str,
+    initialization: str,
+    layers: str | None = None,
+    activation: str | None = None,
+) -> Certificate:
+    """Constrain a model, fold it, and write it with its certificate; ``layers`` may be indices with commas between.
 
     Raises:
         UsageError: the model, the scope or the combination cannot be used; the reason is named.
     """
     model = load_model(source)
-    constraint = constrain(model, scope, parametrization, initialization, will_train=False)
+    is_list = layers is not None and re.fullmatch(r"-?\d+(,-?\d+)*", layers)
+    chosen = [int(index) for index in layers.split(",")] if layers and is_list else layers
+    constraint = constrain(
+        model, scope, parametrization, initialization, will_train=False, layers=chosen, activation=activation
+    )
     fold(model)
     certificate = certify(model, scope=constraint.scope)
     save_model(model, load_tokenizer(source), out)

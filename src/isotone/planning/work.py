@@ -19,6 +19,10 @@ EVALUATIONS = 20
 """Models that the search of a matched loss measures: on the pocket model it was 16 to 20."""
 
 
+BLOCK_STEP_S = 0.003
+"""Seconds that a block takes to be asked for one more token, however little there is to compute: assumed."""
+
+
 def node_work(sizes: Sizes, node: Node) -> Work:
     """Return what one node has to do."""
     arm = node.arm or ""
@@ -132,7 +136,12 @@ def _written_pairs(sizes: Sizes, count: int) -> Work:
     if rouge is None:
         return Work()
     number, longest = min(count, rouge.num_documents or count), rouge.max_tokens or data.target_length
-    return Work(evaluate=generation_flops(sizes.shape, number, data.source_length, longest, rouge.beams), tokenizers=1)
+    steps = -(-number // rouge.batch_size) * longest
+    return Work(
+        evaluate=generation_flops(sizes.shape, number, data.source_length, longest, rouge.beams),
+        tokenizers=1,
+        constant_s=BLOCK_STEP_S * sizes.shape.cross_layers * steps,
+    )
 
 
 def evaluation_flops(

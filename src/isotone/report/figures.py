@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,6 +70,19 @@ class Curve:
     x: Sequence[float]
     y: Sequence[float]
     marked: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model that was tried: a ratio, and where it is drawn by what was measured of it, with their intervals."""
+
+    label: str
+    arm: int
+    x: float
+    x_ends: Sequence[float] | None = None
+    chosen: bool = False
+    y: float = 0.0
+    y_ends: Sequence[float] | None = None
 
 
 def intervals(name: str, rows: Sequence[Interval], x_label: str, *, zero: bool = False) -> str:
@@ -146,6 +160,91 @@ def curves(
     return svg()
 
 
+def trials(name: str, shown: Sequence[Trial], measured: Sequence[Trial], x_label: str, y_label: str) -> str:
+    """Draw ratios to the right on a logarithmic axis, and above it what was measured of some of the same models.
+
+    The lower part has a row of marks for each arm, with every trial in it, the best lowest.
+
+    Args:
+        name: of this figure and no other on the page.
+        shown: every trial; its label names its arm.
+        measured: those with y, once for each measurement, which its label names; may be empty.
+        x_label: quantity and unit of the ratios.
+        y_label: quantity and unit of what was measured.
+    """
+    arms = list(dict.fromkeys(trial.arm for trial in shown))
+    rows = 0.32 * len(arms) + 0.02 * len(shown)
+    ratios = (2.6, 0.5 + rows) if measured else (1,)
+    with _figure(name, 5.6, 1.0 + rows + (2.6 if measured else 0), x_label, ratios) as (axes, svg):
+        for index, trial in enumerate(measured):
+            beside = 6.0 * sum(other.x == trial.x for other in measured[:index])  # lest intervals hide each other
+            _cross(axes, trial, trial.y, beside)
+            where: Any = {"xytext": (beside + 7, 4), "textcoords": "offset points", "fontsize": 9}
+            axes.annotate(trial.label, (trial.x, trial.y), **where)
+        if measured:
+            axes.axhline(0, color=_TEXT, linewidth=0.8)
+            axes.set_ylabel(y_label)
+        strip = axes.figure.axes[-1]
+        for row, arm in enumerate(reversed(arms)):
+            of_arm = sorted((trial for trial in shown if trial.arm == arm), key=lambda trial: trial.x)
+            for rank, trial in enumerate(of_arm):
+                _cross(strip, trial, row + 0.7 * (rank + 0.5) / len(of_arm) - 0.35)
+        names = {trial.arm: trial.label for trial in reversed(shown)}
+        strip.set_yticks(range(len(arms)), [names[arm] for arm in reversed(arms)])
+        strip.set_ylim(-0.5, len(arms) - 0.5)
+        strip.grid(axis="y", visible=False)
+        strip.set_xscale("log")
+        _plain_ticks(strip, [end for trial in shown for end in (trial.x, *(trial.x_ends or ()))])
+    return svg()
+
+
+def _cross(axes: "Axes", trial: Trial, height: float, beside: float = 0.0) -> None:
+    """Draw one trial as a mark with its intervals, so many points to the right; what was chosen is filled and large."""
+    from matplotlib.transforms import ScaledTranslation
+
+    color = _color(trial.arm)
+    place = axes.transData + ScaledTranslation(beside / 72, 0, axes.figure.dpi_scale_trans)
+    faint: Any = {"color": color, "linewidth": 1.6 if trial.chosen else 1.0, "alpha": 0.55}
+    if trial.x_ends and not beside:
+        axes.plot(trial.x_ends, [height, height], **faint)
+    if trial.y_ends:
+        axes.update_datalim([(trial.x, end) for end in trial.y_ends])
+        axes.plot([trial.x, trial.x], trial.y_ends, transform=place, **faint)
+    axes.plot(
+        [trial.x],
+        [height],
+        marker=_MARKERS[trial.arm % len(_MARKERS)],
+        markersize=7 if trial.chosen else 4,
+        markerfacecolor=color if trial.chosen else "none",
+        markeredgecolor=color,
+        linestyle="none",
+        transform=place,
+    )
+
+
+def _plain_ticks(axes: "Axes", values: Sequence[float]) -> None:
+    """Label a logarithmic axis with a few plain numbers over the range of its values, 1 among them."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    low, high = min(1.0, *values), max(1.0, *values)
+    ticks = [m * 10.0**e for e in range(-3, 9) for m in ((1, 2, 5) if high / low < 200 else (1,))]
+    step = next((s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / s <= 8), None)
+    if step and high / low < 4:
+        ticks = [round(k * step, 6) for k in range(1, int(high / step) + 2)]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low * 0.98 <= tick <= high * 1.02]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def standalone(svg: str) -> str:
+    """Return a figure as a file of its own, in the colours of the page, light or dark as the reader has it."""
+    css = (resources.files("isotone.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    colors = re.findall(r"^(?::root|@media \(prefers-color-scheme:dark\)\{:root)\{[^}]*\}+", css, re.MULTILINE)
+    own = "svg{color:var(--text);background:var(--back);font-family:sans-serif}"
+    head, end, body = svg.replace('aria-hidden="true" focusable="false" ', "").partition(">")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}{end}<style>{"".join(colors)}{own}</style>{body}\n'
+
+
 def line_style(arm: int) -> dict[str, str]:
     """Return how an arm's lines look, for a legend in HTML: number of its colour, width, opacity and dashes."""
     dashes = _DASHES[arm % len(_DASHES)]
@@ -171,8 +270,13 @@ def _color(arm: int) -> str:
 
 
 @contextmanager
-def _figure(name: str, width_in: float, height_in: float, x_label: str) -> Iterator[tuple["Axes", Callable[[], str]]]:
-    """Yield axes and, valid after the block, a function that returns the SVG."""
+def _figure(
+    name: str, width_in: float, height_in: float, x_label: str, heights: Sequence[float] = (1,)
+) -> Iterator[tuple["Axes", Callable[[], str]]]:
+    """Yield axes and, valid after the block, a function that returns the SVG.
+
+    Several ``heights`` make several axes over one x, the uppermost of which is yielded; the others are its figure's.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -181,8 +285,9 @@ def _figure(name: str, width_in: float, height_in: float, x_label: str) -> Itera
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
         canvas = FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.set_xlabel(x_label)
+        parts = figure.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)
+        axes = parts[0, 0]
+        parts[-1, 0].set_xlabel(x_label)
         yield axes, lambda: rendered[0]
         file = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -13,7 +13,7 @@ from isotone.report.texts import AttackedDocument, TokenTexts, attacked_document
 
 QUESTION = "What does a monotone feed-forward network buy, and what does it cost?"
 
-_CONSTRAINT_KEYS = ("recipe", "parametrization", "initialization", "scope")
+_CONSTRAINT_KEYS = ("recipe", "parametrization", "initialization", "scope", "layers", "activation", "anneal")
 
 
 def write_report(run_directory: Path) -> Path:

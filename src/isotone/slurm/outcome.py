@@ -23,6 +23,9 @@ from isotone.pipeline.status import seed_of
 from isotone.slurm.queue import JobState, job_state
 
 COMPLETE, REQUEUE, GIVE_UP = 0, 75, 1
+ALL = "train_points"
+"""Stage of a job that runs a whole point of a sweep."""
+
 _CONTINUES = 75
 """Exit code of a run that stopped safely."""
 _KILLED = 128
@@ -94,11 +97,14 @@ def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decisi
     """
     experiment, seed = load_experiment(str(run.experiment_file), []), seed_of(run)
     graph = Graph(experiment)
-    nodes = [node for node in graph.nodes if graph.stage_of(node) == stage]
+    nodes = [node for node in graph.nodes if stage == ALL or graph.stage_of(node) == stage]
     now = progress(run, nodes)
     missing = [str(n) for n in nodes if standing(run, graph, experiment, seed, n).state != "complete"]
     if not missing:
         return Decision(COMPLETE, "complete", f"{stage} is complete", now)
+    attempts = records.JsonLines(run.attempts).read()
+    if stage == ALL and end.exit_code == 0 and attempts and attempts[-1]["outcome"] == "failed":
+        return Decision(COMPLETE, "complete", f"the point has ended: {attempts[-1]['reason']}", now)
     cause = end.cause
     if cause == "failed":
         return Decision(GIVE_UP, cause, f"{stage} failed with exit code {end.exit_code}: see the lines above", now)
@@ -156,13 +162,13 @@ def _size(file: Path) -> int | None:
         return None
 
 
-def decide_summary(exit_code: int, restarts: int, max_requeues: int) -> Decision:
-    """Return what becomes of a summary's job: it takes seconds, and is written or not."""
+def decide_summary(exit_code: int, restarts: int, max_requeues: int, what: str = "summary") -> Decision:
+    """Return what becomes of the job of a summary, or of a sweep's table: it takes seconds, and is written or not."""
     if exit_code == 0:
-        return Decision(COMPLETE, "complete", "the summary is complete", "")
+        return Decision(COMPLETE, "complete", f"the {what} is complete", "")
     if exit_code == _CONTINUES and restarts < max_requeues:
-        return Decision(REQUEUE, "stopped", "the summary stopped safely: the job is requeued", "")
-    return Decision(GIVE_UP, "failed", f"the summary failed with exit code {exit_code}: see the lines above", "")
+        return Decision(REQUEUE, "stopped", f"the {what} stopped safely: the job is requeued", "")
+    return Decision(GIVE_UP, "failed", f"the {what} failed with exit code {exit_code}: see the lines above", "")
 
 
 def main() -> int:
@@ -171,19 +177,23 @@ def main() -> int:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--stage")
     parser.add_argument("--summary", type=Path)
+    parser.add_argument("--table", type=Path)
     parser.add_argument("--exit-code", type=int, required=True)
     parser.add_argument("--signal", default="none")
     parser.add_argument("--max-requeues", type=int, default=0)
     args = parser.parse_args()
     job_id, restarts = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    run = RunDirectory(args.run or args.summary / "summary")
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # an element goes by this name in the queue
+        job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    run = RunDirectory(args.run or args.table or args.summary / "summary")
+    what = "summary" if args.summary else "table" if args.table else None
     try:
-        if args.summary:
-            decision = decide_summary(args.exit_code, restarts, args.max_requeues)
+        if what:
+            decision = decide_summary(args.exit_code, restarts, args.max_requeues, what)
         else:
-            state = job_state(job_id) if job_id and job_id.isdigit() else None
+            state = job_state(job_id) if job_id and job_id.replace("_", "").isdigit() else None
             decision = decide(run, args.stage, End(args.exit_code, args.signal, state, job_id), args.max_requeues)
-        line = {"stage": args.stage or "summary", "job_id": job_id, "restarts": restarts, "time": time.time()}
+        line = {"stage": args.stage or what, "job_id": job_id, "restarts": restarts, "time": time.time()}
         job_log(run).append({**line, "exit_code": args.exit_code, **asdict(decision)})
     except (IsotoneError, OSError) as error:
         print(f"ERROR: {error}")

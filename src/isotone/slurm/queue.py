@@ -63,21 +63,22 @@ def states(job_ids: Iterable[str]) -> dict[str, JobState]:
         return {}
     found = {}
     # all of the user's, and not --jobs: an id that Slurm has forgotten makes squeue fail for all
-    for line in _checked("squeue", "--noheader", "--me", "--format=%i|%T|%j|%r").splitlines():
+    for line in _checked("squeue", "--noheader", "--me", "--array", "--format=%i|%T|%j|%r").splitlines():
         job_id, *rest = line.split("|", 3)
         if job_id in wanted and len(rest) == 3:
             found[job_id] = JobState(rest[0], rest[2], name=rest[1])
     return found
 
 
-def submit(script: Path, after: Iterable[str], environment: Mapping[str, str]) -> str:
-    """Submit a script that starts when other jobs have ended well, and return its job id.
+def submit(script: Path, after: Iterable[str], environment: Mapping[str, str], *, however: bool = False) -> str:
+    """Submit a script that starts when other jobs have ended well (or ``however`` they end), and return its job id.
 
     Raises:
         UsageError: what Slurm said against it.
     """
     needed = ":".join(after)
-    dependency = [f"--dependency=afterok:{needed}", "--kill-on-invalid-dep=yes"] if needed else []
+    kind = "afterany" if however else "afterok"
+    dependency = [f"--dependency={kind}:{needed}", "--kill-on-invalid-dep=yes"] if needed else []
     answer = _checked("sbatch", "--parsable", *dependency, str(script), environment=environment)
     return answer.strip().split(";")[0]
 

@@ -65,6 +65,95 @@ class JobScript:
         seed = "" if self.stage == "summary" else f"-s{self.seed}"
         return f"{self.name}{seed}-{self.number}-{self.stage}"
 
+    @property
+    def output(self) -> str:
+        """Return the name of the file that Slurm writes what the job prints to."""
+        return "%x-%j.out"
+
+    @property
+    def queue_id(self) -> str:
+        """Return how the running job finds its own id."""
+        return "$SLURM_JOB_ID"
+
+    @property
+    def title(self) -> str:
+        """Return what the job does."""
+        return TITLES.get(self.stage) or f"Stage {self.number}: makes the arm {self.stage.removeprefix('train_')}"
+
+    def command(self) -> str:
+        """Return what python is to run, as shell words."""
+        if self.stage == "summary":
+            run = ["summarize", str(self.runs / self.name), "--seeds", *map(str, self.seeds)]
+            return shlex.join(["-m", "isotone", *run])
+        run = ["run", str(self.file.parent / "experiment.yaml"), "--out", str(self.runs), "--only", self.stage]
+        return shlex.join(["-m", "isotone", *run]) + ' --seed "$EXPERIMENT_SEED"'
+
+    def outcome(self) -> str:
+        """Return what ``isotone.slurm.outcome`` is asked, as shell words."""
+        if self.stage == "summary":
+            return shlex.join(["--summary", str(self.runs / self.name)])
+        run_folder = shlex.quote(str(self.runs / self.name)) + '/"seed-$EXPERIMENT_SEED"'
+        return f"--run {run_folder} --stage {self.stage}"
+
+
+@dataclass(frozen=True)
+class SweepJob(JobScript):
+    """A job of a sweep: its stage is ``setup``, ``train_points`` (an array, one element a point) or ``aggregate``.
+
+    Attributes:
+        points: the ids of all points that can begin, of which each element of the array runs one.
+        due: the places in ``points`` of those that are to be run.
+    """
+
+    points: tuple[str, ...] = ()
+    due: tuple[int, ...] = ()
+
+    @property
+    def is_array(self) -> bool:
+        """Return whether it has elements."""
+        return self.stage == "train_points"
+
+    @property
+    def part(self) -> str:
+        """Return what ``isotone sweep --only`` calls it, but for a single point."""
+        return {"train_points": "points", "aggregate": "table"}.get(self.stage, self.stage)
+
+    @property
+    def job_name(self) -> str:
+        """Return the name that the queue shows."""
+        return f"{self.name}-sweep-s{self.seed}-{self.part}"
+
+    @property
+    def output(self) -> str:
+        """Return the name of the file that Slurm writes what the job prints to."""
+        return "%x-%A_%a.out" if self.is_array else "%x-%j.out"
+
+    @property
+    def queue_id(self) -> str:
+        """Return how the running job finds its own id: an element is requeued by its number in the array."""
+        return "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if self.is_array else "$SLURM_JOB_ID"
+
+    @property
+    def title(self) -> str:
+        """Return what the job does."""
+        return {"points": "Sweep: one point an element", "table": "Sweep: table and best.yaml"}.get(
+            self.part, "Sweep: gets model and data, packs the data"
+        )
+
+    def command(self) -> str:
+        """Return what python is to run, as shell words."""
+        experiment = str(self.file.parent.parent / "experiment.yaml")
+        run = ["sweep", experiment, "--out", str(self.runs), "--seed", str(self.seed), "--only"]
+        return shlex.join(["-m", "isotone", *run]) + (' "$POINT"' if self.is_array else f" {self.part}")
+
+    def outcome(self) -> str:
+        """Return what ``isotone.slurm.outcome`` is asked, as shell words."""
+        folder = shlex.quote(str(self.file.parent.parent))
+        if self.part == "table":
+            return f"--table {folder}"
+        point = "$POINT" if self.is_array else self.points[0]
+        return f'--run {folder}/"{point}-seed-{self.seed}" --stage {self.stage}'
+
 
 def render(job: JobScript, cluster: Cluster) -> str:
     """Return the text of a job's script.
@@ -77,19 +166,8 @@ def render(job: JobScript, cluster: Cluster) -> str:
             raise UsageError(
                 f"{path}: sbatch cannot take quotes, $, %, backslashes or line breaks in a path; rename it"
             )
-    experiment = job.file.parent / "experiment.yaml"
-    title = TITLES.get(job.stage) or f"Stage {job.number}: makes the arm {job.stage.removeprefix('train_')}"
-    if job.stage == "summary":
-        run = ["summarize", str(job.runs / job.name), "--seeds", *map(str, job.seeds)]
-        command = shlex.join(["-m", "isotone", *run])
-        outcome = shlex.join(["--summary", str(job.runs / job.name), "--max-requeues", str(cluster.max_requeues)])
-    else:
-        run = ["run", str(experiment), "--out", str(job.runs), "--only", job.stage]
-        command = shlex.join(["-m", "isotone", *run]) + ' --seed "$EXPERIMENT_SEED"'
-        run_folder = shlex.quote(str(job.runs / job.name)) + '/"seed-$EXPERIMENT_SEED"'
-        outcome = f"--run {run_folder} --stage {job.stage} --max-requeues {cluster.max_requeues}"
     return _template().render(
-        title=title,
+        title=job.title,
         name=job.name,
         seed=job.seed,
         file=shlex.quote(str(job.file)),
@@ -100,8 +178,10 @@ def render(job: JobScript, cluster: Cluster) -> str:
         python=job.python,
         setup=cluster.setup,
         may_use_gpu=job.stage not in LIGHT_STAGES,
-        command=f'"$PYTHON" {command}',
-        outcome=outcome,
+        command=f'"$PYTHON" {job.command()}',
+        outcome=f"{job.outcome()} --max-requeues {cluster.max_requeues}",
+        job_id=job.queue_id,
+        points=job.points if isinstance(job, SweepJob) and job.is_array else (),
     )
 
 
@@ -111,7 +191,8 @@ def sbatch_options(job: JobScript, cluster: Cluster) -> list[str]:
     processes = num_processes(job, asked)
     given = {
         "job-name": job.job_name,
-        "output": f'"{job.log_folder}/%x-%j.out"',
+        "output": f'"{job.log_folder}/{job.output}"',
+        "array": ",".join(map(str, job.due)) if isinstance(job, SweepJob) and job.is_array else None,
         "open-mode": "append",
         "account": cluster.account,
         "partition": asked.partition,

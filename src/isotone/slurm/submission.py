@@ -22,7 +22,7 @@ from isotone.planning.plan import make_plan
 from isotone.planning.table import unsafe_lines
 from isotone.slurm import queue
 from isotone.slurm.chain import Key, Link, build_chain, submitted_jobs
-from isotone.slurm.script import asked_for, render
+from isotone.slurm.script import JobScript, asked_for, render
 from isotone.slurm.site import load_cluster
 
 Say = Callable[[str], None]
@@ -63,13 +63,13 @@ def submit_experiment(experiment: Experiment, site: str | None, seeds: list[int]
     cluster, out = load_cluster(site, experiment.cluster), out.resolve()
     require_shared_folder(out, cluster)
     _tell_unsafe(experiment, site, seeds, out, say)
-    with _one_at_a_time(out / experiment.name):
+    with one_at_a_time(out / experiment.name):
         experiment = for_cluster(experiment, cluster)
         links = build_chain(experiment, cluster, seeds, out)
         ids, dropped = _kept(links)
         _require_same_experiment(experiment, links, ids)
         open_links = [link for link in links if not link.is_complete and link.key not in ids]
-        if refused := [line for link in open_links if (line := _refusal(link, cluster))]:
+        if refused := [line for link in open_links if (line := refusal(link.job, cluster))]:
             raise UsageError("\n".join([*refused, "nothing was submitted"]))
         if dropped:
             queue.cancel(dropped)
@@ -94,7 +94,7 @@ def show_experiment(experiment: Experiment, site: str | None, seeds: list[int], 
         say(f"\n===== {link.job.file} =====")
         say(render(link.job, cluster))
         try:
-            say(f"sbatch --test-only: {_refusal(link, cluster) or 'would be accepted'}")
+            say(f"sbatch --test-only: {refusal(link.job, cluster) or 'would be accepted'}")
         except UsageError as error:
             say(f"sbatch --test-only: not asked ({error})")
     say("")
@@ -115,7 +115,7 @@ def cancel_experiment(name: str, seeds: list[int], out: Path, say: Say = print) 
         BlockedError: another process is submitting the same experiment.
     """
     folder = out.resolve() / name
-    with _one_at_a_time(folder):
+    with one_at_a_time(folder):
         chosen = [folder / f"seed-{seed}" for seed in seeds] or [*folder.glob("seed-*"), folder / "summary"]
         submitted = [line["job_id"] for place in chosen for line in submitted_jobs(place / "jobs").read()]
         ids = [job_id for job_id, job in queue.states(submitted).items() if job.name.startswith(f"{name}-")]
@@ -184,7 +184,12 @@ def _asks_for_gpu(resources: Resources) -> bool:
 
 
 @contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let no other process submit the same experiment meanwhile.
+
+    Raises:
+        BlockedError: one does.
+    """
     records.make_folder(folder)
     try:
         with FileLock(folder / ".submit.lock", timeout=0):
@@ -200,7 +205,7 @@ def _kept(links: list[Link]) -> tuple[dict[Key, str], list[str]]:
     the same seeds). One that is ending is waited for: it goes on if it comes back into the queue.
     """
     last = {link.key: found for link in links if (found := link.last)}
-    queued = _settled([found["job_id"] for found in last.values()])
+    queued = settled_jobs([found["job_id"] for found in last.values()])
     kept: dict[Key, str] = {}
     dropped: list[str] = []
     for link in links:
@@ -220,7 +225,7 @@ def _kept(links: list[Link]) -> tuple[dict[Key, str], list[str]]:
     return kept, dropped
 
 
-def _settled(job_ids: list[str]) -> dict[str, queue.JobState]:
+def settled_jobs(job_ids: list[str]) -> dict[str, queue.JobState]:
     """Return the jobs that are in the queue, once none of them is ending: some of those come back into it."""
     for _ in range(_ENDS_WITHIN_S // 2):
         queued = queue.states(job_ids)
@@ -246,28 +251,30 @@ def _require_same_experiment(experiment: Experiment, links: list[Link], ids: dic
             )
 
 
-def _refusal(link: Link, cluster: Cluster) -> str | None:
-    lead, limit = duration_s(cluster.lead_time), asked_for(link.job, cluster).time
+def refusal(job: JobScript, cluster: Cluster) -> str | None:
+    """Say why a job could not run as it is asked for, by its limits and by what Slurm says of its script; or None."""
+    lead, limit = duration_s(cluster.lead_time), asked_for(job, cluster).time
     if limit and duration_s(limit) <= 2 * lead:
         return (
-            f"{link.job.stage}: its limit of {limit} leaves no time before the signal to save (cluster.lead_time "
+            f"{job.stage}: its limit of {limit} leaves no time before the signal to save (cluster.lead_time "
             f"{cluster.lead_time}); set a longer cluster.time or a shorter cluster.lead_time"
         )
-    longest = queue.longest_time(asked_for(link.job, cluster).partition)
+    longest = queue.longest_time(asked_for(job, cluster).partition)
     if limit and longest and duration_s(limit) > duration_s(longest):
         return (
-            f"{link.job.stage}: its limit of {limit} is over the partition's longest, {longest}; set a shorter "
+            f"{job.stage}: its limit of {limit} is over the partition's longest, {longest}; set a shorter "
             f"cluster.time (the stage continues under the same job), or another cluster.partition"
         )
-    said = queue.refusal(render(link.job, cluster), _environment(link))
+    said = queue.refusal(render(job, cluster), environment_of(job))
     if said is None:
         return None
     hint = next((hint for word, hint in _HINTS.items() if word in said.lower()), "change cluster in the experiment")
-    return f"{link.job.stage}: sbatch refuses: {said}; {hint} (or the site profile)"
+    return f"{job.stage}: sbatch refuses: {said}; {hint} (or the site profile)"
 
 
-def _environment(link: Link) -> dict[str, str]:
-    return {**os.environ, "EXPERIMENT_SEED": str(link.job.seed)}
+def environment_of(job: JobScript) -> dict[str, str]:
+    """Return the environment that a job is submitted with."""
+    return {**os.environ, "EXPERIMENT_SEED": str(job.seed)}
 
 
 def _write_scripts(experiment: Experiment, cluster: Cluster, links: list[Link]) -> None:
@@ -285,7 +292,7 @@ def _submit(links: list[Link], ids: dict[Key, str]) -> None:
     for link in links:
         after = [ids[key] for key in link.needs if key in ids]
         try:
-            job_id = queue.submit(link.job.file, after, _environment(link))
+            job_id = queue.submit(link.job.file, after, environment_of(link.job))
         except UsageError as error:
             done = (
                 f"submitted before: {', '.join(fresh)}; take them back with --cancel"

@@ -9,6 +9,8 @@ from isotone.pipeline.status import run_status
 from isotone.slurm import queue
 from isotone.slurm.chain import submitted_jobs
 from isotone.slurm.outcome import job_log
+from isotone.sweep.points import SweepDirectory
+from isotone.sweep.standing import sweep_status
 
 Row = dict[str, Any]
 
@@ -22,9 +24,14 @@ def status_with_jobs(folder: Path) -> list[Row]:
     Raises:
         UsageError: the folder is no run.
     """
-    rows = run_status(folder)
-    places = [_jobs_folder(folder, row) for row in rows]
-    notes = {place: _notes(place) for place in dict.fromkeys(places)}
+    if directory := SweepDirectory.find(folder):
+        rows, places = sweep_status(directory), [directory.jobs]
+        places *= len(rows)
+        notes = {directory.jobs: _notes_of_sweep(directory, rows)}
+    else:
+        rows = run_status(folder)
+        places = [_jobs_folder(folder, row) for row in rows]
+        notes = {place: _notes(place) for place in dict.fromkeys(places)}
     queued = _queued({note["id"] for of_place in notes.values() for note in of_place.values()})
     found = []
     for row, place in zip(rows, places, strict=True):
@@ -69,15 +76,30 @@ def _jobs_folder(folder: Path, row: Row) -> Path:
 
 def _notes(place: Path) -> dict[str, Row]:
     """Return the last job of each stage, and what became of it, from our own records."""
-    notes: dict[str, Row] = {
-        line["stage"]: {"id": line["job_id"], "requeues": 0, "ended": None} for line in submitted_jobs(place).read()
-    }
+    notes = _submitted(place)
     for end in job_log(RunDirectory(place.parent)).read():
-        note = notes.get(end["stage"])
-        if note is not None and end["job_id"] == note["id"]:
-            requeued = end["code"] == 75
-            note |= {"requeues": note["requeues"] + requeued, "ended": None if requeued else end["reason"]}
+        _note_end(notes.get(end["stage"]), end)
     return notes
+
+
+def _notes_of_sweep(directory: SweepDirectory, rows: list[Row]) -> dict[str, Row]:
+    """Return the same of the parts and points of a sweep: what became of a point's job stands in the point's run."""
+    notes = _submitted(directory.jobs)
+    for row in rows:
+        for end in job_log(RunDirectory(directory.root / row["folder"])).read():
+            _note_end(notes.get(row["name"]), end)
+    return notes
+
+
+def _submitted(place: Path) -> dict[str, Row]:
+    lines = submitted_jobs(place).read()
+    return {line["stage"]: {"id": line["job_id"], "requeues": 0, "ended": None} for line in lines}
+
+
+def _note_end(note: Row | None, end: Row) -> None:
+    if note is not None and end["job_id"] == note["id"]:
+        requeued = end["code"] == 75
+        note |= {"requeues": note["requeues"] + requeued, "ended": None if requeued else end["reason"]}
 
 
 def _queued(job_ids: set[str]) -> dict[str, queue.JobState] | None:

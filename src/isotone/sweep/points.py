@@ -130,6 +130,17 @@ def build_points(experiment: Experiment, seed: int) -> list[Point]:
     return list({point.id: point for of_arm in (baseline, *points.values()) for point in of_arm}.values())
 
 
+def best_of(experiment: Experiment, chosen: Mapping[str, str], points: Sequence[Point]) -> Experiment:
+    """Return the experiment with the settings of chosen points, given by arm, in the place of its own."""
+    of_points = {point.id: point.experiment for point in points}
+    arms = dict(experiment.arms)
+    for arm, point in chosen.items():
+        found = of_points[point]
+        assert found is not None  # a point that the configuration refuses is not chosen
+        arms[arm] = found.arms[arm]
+    return experiment.model_copy(update={"name": f"{experiment.name}-best", "arms": arms, "sweep": None})
+
+
 def baseline_axes(swept: Sequence[Axes] | Any, wanted: int) -> dict[str, list[Any]]:
     """Return the baseline's axes: those of training that arms are tried on, as many points as the arm with most has.
 

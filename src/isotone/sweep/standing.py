@@ -64,18 +64,29 @@ def sweep_status(directory: SweepDirectory) -> list[Row]:
     seed = experiment.seeds[0]
     points = build_points(experiment, seed)
     standings = {point.id: standing_of(directory, point, seed) for point in points}
-    rows = [_row(point, standings[point.id]) for point in points]
+    rows = [_row(point, standings[point.id], directory.run(point, seed).root.name) for point in points]
     table: Row = {"stage": 2, "name": "table", "node": "table", "state": "waiting", "reason": "not begun"}
+    table["folder"] = "."
     if directory.table.is_file():
         is_new = records.read_json(directory.table)["found"] == found_by(directory, points, standings, seed)
         table |= {"state": "complete", "reason": ""} if is_new else {"state": "stale", "reason": "points have changed"}
     elif not all(now.settled for now in standings.values()):
         table |= {"state": "blocked", "reason": "needs all points"}
-    return [*rows, table]
+    return [*_setup_row(directory, points, seed), *rows, table]
 
 
-def _row(point: Point, now: PointStanding) -> Row:
+def _setup_row(directory: SweepDirectory, points: Sequence[Point], seed: int) -> list[Row]:
+    """Return the row of the one setup, which the first point that can begin has made."""
+    first = next((directory.run(point, seed) for point in points if point.experiment), None)
+    if first is None:
+        return []
+    row: Row = {"stage": 0, "name": "setup", "node": "setup", "state": "waiting", "reason": "not begun"}
+    return [(run_status(first.root)[0] if first.config.is_file() else row) | {"folder": first.root.name}]
+
+
+def _row(point: Point, now: PointStanding, folder: str) -> Row:
     settings = ", ".join(f"{key} {value}" for key, value in point.settings.items())
     row: Row = {"stage": 1, "name": point.id, "node": point.id, "state": now.state, "settings": point.settings}
+    row["folder"] = folder
     reason = "; ".join(filter(None, (now.reason, settings)))
     return row | {"reason": reason} | ({} if now.seconds is None else {"seconds": now.seconds})

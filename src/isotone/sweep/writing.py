@@ -8,18 +8,20 @@ from isotone.config import Experiment
 from isotone.config_io import dump_yaml, experiment_from_dict
 from isotone.report.tables import MISSING, Table, interval, number
 from isotone.result_models import SweepResults, SweptPoint, to_json
-from isotone.sweep.points import BASELINE, Point, SweepDirectory
+from isotone.sweep.attacked import with_remainders
+from isotone.sweep.figure import sweep_figure
+from isotone.sweep.points import BASELINE, Point, SweepDirectory, best_of
 from isotone.sweep.results import build_results
 
 
 def write_results(
     directory: SweepDirectory, experiment: Experiment, points: Sequence[Point], say: Callable[[str], None]
 ) -> SweepResults:
-    """Write what the sweep found: sweep.json, sweep.md and, once every point has ended, best.yaml.
+    """Write what the sweep found: sweep.json, sweep.md, sweep.svg and, once every point has ended, best.yaml.
 
     A best.yaml that no longer stands for what was found is set aside.
     """
-    results = build_results(directory, experiment, points)
+    results = with_remainders(build_results(directory, experiment, points), directory, experiment, points)
     text = sweep_markdown(results)
     complete = set(results.chosen) == {point.arm for point in points}
     best = best_experiment(experiment, results, points) if complete else None
@@ -28,6 +30,8 @@ def write_results(
     if best and not directory.best.is_file():
         records.write_text(directory.best, best)
     records.write_text(directory.root / "sweep.md", text)
+    if figure := sweep_figure(results):
+        records.write_text(directory.root / "sweep.svg", figure)
     records.write_json(directory.table, to_json(results))  # last: what says that all of it is there
     say(text)
     return results
@@ -35,13 +39,7 @@ def write_results(
 
 def best_experiment(experiment: Experiment, results: SweepResults, points: Sequence[Point]) -> str:
     """Return the experiment, as YAML, with the chosen settings of every swept arm; all else is as it was."""
-    settings = {point.id: point.experiment for point in points}
-    arms = dict(experiment.arms)
-    for arm, chosen in results.chosen.items():
-        found = settings[chosen]
-        assert found is not None  # a point that the configuration refuses is not chosen
-        arms[arm] = found.arms[arm]
-    best = experiment.model_copy(update={"name": f"{experiment.name}-best", "arms": arms, "sweep": None})
+    best = best_of(experiment, results.chosen, points)
     text = dump_yaml(best)
     assert experiment_from_dict(best.model_dump(mode="json")) == best  # what is written can be run
     return text
