@@ -77,6 +77,20 @@ def test_a_recipe_fills_what_the_arm_leaves_open(rich: None) -> None:
     assert with_recipes(found, lambda: "rms_norm") == found  # as a resume does
 
 
+def test_an_arm_with_a_start_of_its_own_or_without_constraint_is_not_annealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipes.RECIPES["recommended"], "rms_norm", Recipe("projection", "nnls", {"anneal": 0.5}))
+    assert _annealed(Constraint(recipe="recommended")) == 0.5
+    assert _annealed(Constraint(recipe="recommended", initialization="relu")) is None
+    assert _annealed(Constraint(recipe="recommended", enforce=False)) is None
+    assert _annealed(Constraint(recipe="recommended", anneal=0.25)) == 0.25
+
+
+def _annealed(constraint: Constraint) -> float | None:
+    found = with_recipes(experiment(constraint=constraint), lambda: "rms_norm").arms["monotonic"].constraint
+    assert found is not None
+    return found.anneal
+
+
 def test_an_arm_that_is_not_trained_gets_no_training(rich: None) -> None:
     found = with_recipes(experiment(train=False), lambda: "rms_norm")
     assert found.arms["monotonic"].training == ArmTraining()

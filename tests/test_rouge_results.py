@@ -12,10 +12,11 @@ from isotone.config_io import experiment_from_dict
 from isotone.errors import UsageError
 from isotone.evaluation import summarize
 from isotone.evaluation.rouge import ROUGE, summarize_rouge
+from isotone.over_seeds import SeedFindings, build_summary
 from isotone.report.content import source_copied
-from isotone.report.summary import summary_text
+from isotone.report.summary import summary_text, summary_text_over_seeds
 from isotone.result_models import FinalResults, to_json
-from isotone.results import ArmFindings, build_final_results
+from isotone.results import ArmFindings, build_final_results, evidence_of, quantities_of
 
 PAIRS = {"name": "x", "data": {"source": "bible-pairs"}, "evaluation": {"rouge": {}}}
 
@@ -71,6 +72,21 @@ def test_the_summary_sets_models_beside_the_copied_source() -> None:
     text = summary_text(found)
     assert "ROUGE of what is written (F1)" in text
     assert "the source, copied  0.250 [0.250, 0.250]" in text
+
+
+def test_seeds_are_pooled_with_documents_crossed() -> None:
+    found = {}
+    for seed, shift in ((1, -0.1), (2, -0.08), (3, -0.12)):
+        of_arms = {"baseline": findings(0), "monotonic": findings(shift)}
+        final = build_final_results(experiment(), seed, of_arms, threshold=None)
+        found[seed] = SeedFindings(final, quantities_of(experiment(), of_arms, None), evidence_of(of_arms))
+    summary = build_summary(experiment(), found)
+    pooled = next(m for m in summary.pooled if (m.arm, m.metric) == ("monotonic", "rougeLsum"))
+    assert (pooled.n, pooled.num_seeds, pooled.unit) == (30, 3, "F1")
+    c = next(c for c in summary.comparisons if c.metric == "rougeLsum")
+    assert c.difference == pytest.approx(-0.1, abs=0.02)
+    assert c.num_seeds == 3
+    assert "ROUGE of what is written (F1)" in summary_text_over_seeds(summary)
 
 
 def test_a_family_may_declare_rouge_where_it_is_measured() -> None:

@@ -95,7 +95,7 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **c
     """Return a random model in eval mode whose norms have random positive gains and random biases."""
     config_class, model_class, arguments = MODELS[name]
     torch.manual_seed(seed)
-    model = model_class(config_class(vocab_size=VOCABULARY, **(arguments | changes))).to(dtype).eval()
+    model = model_class(config_class(**({"vocab_size": VOCABULARY} | arguments | changes))).to(dtype).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.LayerNorm):

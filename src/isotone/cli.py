@@ -3,6 +3,7 @@
 import json
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -216,7 +217,7 @@ def sweep(
     from isotone.sweep.running import Sweeping, run_sweep
 
     directory = run_sweep(Sweeping(config, chosen_seed, out, only, max_minutes_per_run), _stop, _say)
-    print(f"COMPLETE: {directory.root}")
+    print(f"COMPLETE: {directory.root}" if only is None else f"{only}: at its end, of {directory.root}")
 
 
 @app.command()
@@ -386,14 +387,22 @@ def constrain(
 @app.command()
 def certify(
     folder: Annotated[str, typer.Argument(metavar="FOLDER")],
+    probe: Annotated[
+        Path | None, typer.Option("--probe", metavar="DOCUMENTS", help="Also measure on these texts how order shows.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Say what is proved about the feed-forward networks of a model folder; exit 3 when violated."""
     from isotone.constraint import certify as certify_model
+    from isotone.pipeline.export import probe_documents
 
     certificate = certify_model(folder)
-    found = certificate.to_dict()
+    found = {key: certificate.to_dict()[key] for key in ("verdict", "reasons", "weights_hash")}
+    found["fields"] = certificate.fields
+    if probe is not None:
+        found["measured"] = probe_documents(folder, probe, text_field)
     if as_json:
         print(json.dumps(found, indent=1))
     else:
@@ -401,8 +410,26 @@ def certify(
         print(f"{folder}: {certificate.verdict}{where}")
         for reason in found["reasons"]:
             print(f"  {reason}")
+        for line in _measured_lines(found.get("measured")):
+            print(f"  {line}")
     if certificate.verdict == "violated":
         raise typer.Exit(3)
+
+
+def _measured_lines(measured: dict[str, Any] | None) -> Iterator[str]:
+    """Say in words what ``certify --probe`` measured."""
+    if measured is None:
+        return
+    premise = measured["premise"]
+    yield (
+        f"measured, not proved: of {premise['pairs']} pairs of network inputs that one edited token changed, "
+        f"{premise['ordered']} were ordered ({measured['documents']} documents)"
+    )
+    for name, found in measured["probes"].items():
+        yield (
+            f"measured, not proved: {name}: {found['monotone']:.1%} of {found['n']} outputs moved one way with every "
+            f"dose; control {found['control']:.1%}, chance {measured['chance']:.1%}"
+        )
 
 
 @app.command()
@@ -433,6 +460,12 @@ def attack(
         Path | None, typer.Option(help="What is fitted on: else one in five of --documents.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
+    source_field: Annotated[
+        str | None, typer.Option(help="The field that an encoder-decoder reads: source, unless given.")
+    ] = None,
+    target_field: Annotated[
+        str | None, typer.Option(help="The field that it is asked for: target, unless given.")
+    ] = None,
     prefix: Annotated[int | None, typer.Option(help="Tokens, of which all but the first are attacked.")] = None,
     gap: Annotated[int | None, typer.Option(help="Tokens that are neither attacked nor scored.")] = None,
     continuation: Annotated[int | None, typer.Option(help="Tokens that are scored.")] = None,
@@ -455,6 +488,8 @@ def attack(
         attacks=[name.strip() for name in attacks.split(",") if name.strip()],
         search_documents=search_documents,
         text_field=text_field,
+        source_field=source_field,
+        target_field=target_field,
         prefix=prefix,
         gap=gap,
         continuation=continuation,

@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
@@ -23,6 +23,9 @@ Layers = (
 )
 Checkpoint = Literal["best", "last"]
 Matching = Literal["temperature", "noise", "undertrained"]
+
+PUBLISHED_SUCCESS_OF_PAIRS = 0.10
+"""``attacks.hotflip.published_success`` of pairs, unless given: that of the T5 track."""
 
 NO_ARMS = ("pretrained", "random")
 """What an arm starts from that is no other arm's end."""
@@ -388,16 +391,41 @@ class Evaluation(Part):
 
 
 class Protocol(Part):
-    """Prefix/continuation protocol: tokens 1…prefix−1 are attacked, gap is neither attacked nor scored."""
+    """What is attacked and what is scored.
+
+    Of a text tokens 1…prefix−1 are attacked, gap is neither attacked nor scored; of a pair the source is attacked and
+    the target is scored.
+    """
 
     prefix: Annotated[int, Field(ge=2)] = 64
     gap: Annotated[int, Field(ge=0)] = 8
     continuation: Count = 64
+    source: Annotated[int, Field(ge=3)] | None = None
+    """Tokens of a pair's source, its EOS included; what is longer is cut. ``data.source_length`` unless given."""
+    target: Annotated[int, Field(ge=2)] | None = None
+    """Scored tokens of a pair's target, its EOS included; longer ones are cut. ``data.target_length`` unless given."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_of_pairs(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out sides where there are none, as nothing that is written down of texts has them."""
+        return {key: value for key, value in serialize(self).items() if value is not None}
 
     @property
     def length(self) -> int:
-        """Tokens that a document must have."""
+        """Tokens that a text must have; of a pair, those that one has which fills both sides."""
+        if self.source is not None and self.target is not None:
+            return self.source + self.target
         return self.prefix + self.gap + self.continuation
+
+    @property
+    def num_attackable(self) -> int:
+        """Tokens that may be edited, of a pair at most: EOS never is, and of a text the first one never is."""
+        return (self.prefix if self.source is None else self.source) - 1
+
+    @property
+    def num_scored(self) -> int:
+        """Scored tokens, of a pair at most."""
+        return self.continuation if self.target is None else self.target
 
 
 class HotFlip(Part):
@@ -416,7 +444,7 @@ class HotFlip(Part):
     beam_width: Count = 4
     """Texts that the beam keeps."""
     published_success: Positive = 0.15
-    """Relative increase that the published accounting calls a success."""
+    """Relative increase that the published accounting calls a success; of pairs .10 unless given."""
 
 
 class Triggers(Part):
@@ -646,6 +674,37 @@ class Experiment(Part):
     """One run a seed."""
 
     @model_validator(mode="after")
+    def _pairs_have_a_protocol_of_their_own(self) -> "Experiment":
+        """Fill in what pairs have as defaults, so that it stands in what is written down of the experiment."""
+        protocol, data = self.attacks.protocol, self.data
+        if not data.pairs:
+            if given := [key for key in ("source", "target") if getattr(protocol, key) is not None]:
+                raise ValueError(
+                    f"attacks.protocol.{given[0]}: only of pairs (data.source_field); texts have prefix, gap and "
+                    "continuation"
+                )
+            return self
+        for key in ("prefix", "gap", "continuation"):
+            if getattr(protocol, key) != Protocol.model_fields[key].default:
+                raise ValueError(
+                    f"attacks.protocol.{key}: has no meaning for pairs; give source and target, or neither"
+                )
+        lengths = {"source": data.source_length, "target": data.target_length}
+        for key, longest in lengths.items():
+            if (getattr(protocol, key) or 0) > longest:
+                raise ValueError(
+                    f"attacks.protocol.{key}: {getattr(protocol, key)} tokens are more than the {longest} of "
+                    f"data.{key}_length that are kept of a {key}"
+                )
+        hotflip = self.attacks.hotflip
+        if "published_success" not in hotflip.model_fields_set:
+            hotflip = hotflip.model_copy(update={"published_success": PUBLISHED_SUCCESS_OF_PAIRS})
+        filled = {key: getattr(protocol, key) or longest for key, longest in lengths.items()}
+        own = {"protocol": protocol.model_copy(update=filled), "hotflip": hotflip}
+        object.__setattr__(self, "attacks", self.attacks.model_copy(update=own))
+        return self
+
+    @model_validator(mode="after")
     def _family_is_measured(self) -> "Experiment":
         for index, declared in enumerate(self.analysis.family):
             if (problem := why_never_measured(declared, self.attacks)) is not None:
@@ -690,10 +749,11 @@ class Experiment(Part):
             raise ValueError(
                 "arms.baseline: an unconstrained arm of this name is needed, all others are compared with it"
             )
-        if self.attacks.hotflip.flips >= self.attacks.protocol.prefix:
+        flips, protocol = self.attacks.hotflip.flips, self.attacks.protocol
+        if flips > protocol.num_attackable:
             raise ValueError(
-                f"attacks.hotflip.flips: {self.attacks.hotflip.flips} flips do not fit the "
-                f"{self.attacks.protocol.prefix - 1} attackable tokens of attacks.protocol.prefix"
+                f"attacks.hotflip.flips: {flips} flips do not fit the {protocol.num_attackable} attackable tokens of "
+                f"attacks.protocol.{'prefix' if protocol.source is None else 'source'}"
             )
         return self
 
@@ -713,10 +773,10 @@ class Experiment(Part):
             if name not in self.arms:
                 raise ValueError(f"sweep.arms.{name}: there is no such arm; allowed: {', '.join(self.arms)}")
             arm = self.arms[name]
-            if arm.start != "pretrained" or arm.matched_loss:
+            if arm.needs:
                 raise ValueError(
-                    f"sweep.arms.{name}: the arm is made from another one's end; only arms that start from the "
-                    f"pretrained model can be swept"
+                    f"sweep.arms.{name}: the arm is made from the end of {arm.needs[0]}; only arms that are made from "
+                    f"no other one can be swept"
                 )
             for key, values in axes.items():
                 if problem := axis_problem(key, values, Arm, is_baseline=name == "baseline"):

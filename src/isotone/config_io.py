@@ -114,6 +114,9 @@ def dump_yaml(experiment: Experiment, defaults: bool = False) -> str:
         defaults: also write the values that equal their default.
     """
     tree = experiment.model_dump(mode="json", exclude_defaults=not defaults)
+    if experiment.data.pairs:  # the default is another one there
+        hotflip = tree.setdefault("attacks", {}).setdefault("hotflip", {})
+        hotflip.setdefault("published_success", experiment.attacks.hotflip.published_success)
     tree = {"name": experiment.name, **tree}
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 

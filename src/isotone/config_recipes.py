@@ -42,8 +42,8 @@ def _with_recipe(arm: Arm, common: Training, norm: NormKind) -> Arm:
 def _constraint(given: Constraint, recipe: Recipe) -> Constraint:
     defaults = {name: field.default for name, field in Constraint.model_fields.items()}
     added = {k: v for k, v in recipe.constraint.items() if getattr(given, k) == defaults[k]}
-    if not given.enforce:
-        added.pop("anneal", None)  # nothing comes where nothing holds
+    if not given.enforce or given.parametrization or given.initialization:
+        added.pop("anneal", None)  # nothing comes where nothing holds; and a given start is not the one that it needs
     return Constraint.model_validate({**given.model_dump(), **added}) if added else given
 
 

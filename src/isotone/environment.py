@@ -13,6 +13,7 @@ from isotone.errors import UsageError
 
 PACKAGES = (
     "isotone", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy", "pydantic",
+    "rouge-score",
 )  # fmt: skip
 """Whose versions can change a figure."""
 

@@ -293,3 +293,22 @@ def test_matched_steps_stay_inside_the_constraint_and_finite(parametrization: st
 def test_an_unknown_step_is_refused() -> None:
     with pytest.raises(UsageError, match=r"constraint\.step: 'large' is unknown; allowed: raw, matched"):
         constrain(tiny_model("gpt2"), step="large")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
+def test_every_parametrization_holds_after_every_step_of_every_architecture(parametrization: str, name: str) -> None:
+    """Steps of AdamW that would take many weights over 0; folded, the model is the same."""
+    model = tiny_model(name)
+    start = "unchanged" if parametrization == "sign_frozen" else "absolute"
+    constraint = constrain(model, architecture_of_model(model).widest_scope, parametrization, start)
+    optimizer = optimizer_of(model, constraint)
+    for _ in range(2):
+        before = {n: w.clone() for n, w in weights_of(model, constraint).items()}
+        step(model, constraint, optimizer, micro_batches=1)
+        assert constraint.holds()
+        assert all(not torch.equal(w, before[n]) for n, w in weights_of(model, constraint).items())
+        if parametrization != "sign_frozen":
+            assert all((w >= 0).all() for w in weights_of(model, constraint).values())
+    trained = logits(model)
+    assert torch.equal(logits(fold(model)), trained)

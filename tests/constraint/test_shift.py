@@ -63,6 +63,17 @@ def test_zero_gain_is_folded() -> None:
     assert (logits(model) - before).abs().max() <= 1e-9
 
 
+@pytest.mark.parametrize("margin", [0.5, 20.0])
+def test_any_larger_shift_is_the_same_function_too(margin: float) -> None:
+    """The theorem holds for every c and d, not for the smallest alone."""
+    model = tiny_model("gpt_neox", torch.float64)
+    before = logits(model)
+    modules = constrained_modules(model, "mlp_both")
+    shift(model, feed_forwards(model), modules, margin)
+    assert all(float(matrix(m).min()) > 0.3 * margin * 0.02 for m in modules.values())  # weights have a spread of .02
+    assert (logits(model) - before).abs().max() <= 1e-9
+
+
 def test_fp32_shift_keeps_the_loss_per_token() -> None:
     model = tiny_model("gpt_neox")
     before = logits(model).log_softmax(-1)

@@ -107,7 +107,7 @@ def test_what_is_wrong_with_an_axis_is_said_with_file_and_key(tiny: Tiny, arms: 
 
 def test_an_arm_that_is_made_from_another_cannot_be_swept(tiny: Tiny, tree: dict[str, Any]) -> None:
     arms = tree["arms"] | {"twin": {"start": "baseline", "training": {"lr": 1e-4}}}
-    with pytest.raises(UsageError, match=r"sweep\.arms\.twin: the arm is made from another one's end"):
+    with pytest.raises(UsageError, match=r"sweep\.arms\.twin: the arm is made from the end of baseline"):
         tiny(arms=arms, sweep={"arms": {"twin": {"training.lr": [1e-3]}}})
 
 

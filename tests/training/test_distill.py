@@ -120,7 +120,14 @@ def test_the_teacher_is_in_memory_only_while_it_teaches(tmp_path: Path) -> None:
     a_trainer = trainer(tmp_path, recipe=RECIPE_2, teacher=teacher)
     taught = []
     distillation: Any = a_trainer.distillation
-    a_trainer.progress = lambda step, text: taught.append(distillation._teacher is not None)
+
+    def look(step: int, text: str) -> None:
+        taught.append(distillation._teacher is not None)
+        if taught[-1]:
+            assert not any(module.training for module in distillation._teacher.modules())
+            assert not any(p.requires_grad for p in distillation._teacher.parameters())
+
+    a_trainer.progress = look
     a_trainer.run()
     assert taught == [True] * 16 + [False] * 6
     finished = trainer(tmp_path, recipe=RECIPE_2, teacher=lambda: pytest.fail("nothing is left to teach"))
@@ -142,6 +149,18 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
         recipe = RECIPE_2.model_copy(update={"gradient_checkpointing": on, "epochs": 1})
         train(tmp_path / str(on), recipe=recipe, teacher=teacher, dropout=0.0)
     assert outcome(tmp_path / "True") == outcome(tmp_path / "False")
+
+
+@pytest.mark.parametrize("phase", ["blocks", "logits"])
+def test_under_autocast_losses_are_of_fp32_and_near_those_without(phase: str) -> None:
+    model, other = tiny_model("arcee"), tiny_model("arcee", seed=1)
+    plain = distilled(model, other, Distill(**{phase: 1.0}), tokens())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distilled(model, other, Distill(**{phase: 1.0}), tokens())
+        same = distilled(model, model, Distill(**{phase: 1.0}), tokens())
+    assert {loss.dtype for loss in found.values()} == {torch.float32}
+    assert found[phase].item() == pytest.approx(plain[phase].item(), rel=0.05)
+    assert same[phase].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_no_room_for_a_teacher_is_said() -> None:

@@ -9,6 +9,7 @@ from isotone.attacks.interface import Problem
 from isotone.attacks.protocol import Document
 from isotone.attacks.random_edits import RandomEdits
 from isotone.errors import UsageError
+from isotone.pairs import PairLayout
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class FrequencyEdits(RandomEdits):
         return np.array(drawn)
 
 
-def token_counts(documents: Iterable[Document], num_embeddings: int) -> np.ndarray:
-    """Return how often each id occurs in documents, fp64 [V]."""
+def token_counts(documents: Iterable[Document], num_embeddings: int, pairs: PairLayout | None = None) -> np.ndarray:
+    """Return how often each id occurs in documents, fp64 [V]; of pairs, in their sources, padding included."""
     counts_V = np.zeros(num_embeddings)
     for document in documents:
-        counts_V += np.bincount(document.tokens, minlength=num_embeddings)[:num_embeddings]
+        tokens = document.tokens if pairs is None else document.tokens[: pairs.source]
+        counts_V += np.bincount(tokens, minlength=num_embeddings)[:num_embeddings]
     return counts_V

@@ -16,9 +16,6 @@ from isotone.attacks.interface import DocumentAttack, Problem, State, advance
 SUCCESS = 0.15
 """Relative increase of the mean loss that is published as a success (causal track)."""
 
-SUCCESS_OF_PAIRS = 0.10
-"""The same of the reference's mean loss (T5 track)."""
-
 
 @dataclass(frozen=True)
 class PublishedHotFlip(DocumentAttack):

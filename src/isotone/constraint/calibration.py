@@ -35,7 +35,10 @@ def require_enough(
         UsageError: there are none, or their tokens are fewer than the widest module has inputs, and an intercept.
     """
     if rows_NL is None:
-        raise UsageError(f"constraint.initialization: {initialization} needs calibration_rows_NL to be fitted on")
+        raise UsageError(
+            f"constraint: {initialization} needs calibration_rows_NL to be fitted on; isotone run takes training rows "
+            "of its experiment, from Python give token ids"
+        )
     name = max(modules, key=lambda name: matrix(modules[name]).shape[1])
     inputs = matrix(modules[name]).shape[1]
     sides = pairs.sides(rows_NL) if pairs else (rows_NL,)

@@ -29,7 +29,7 @@ from isotone.constraint.layers import Layers, resolve_layers
 from isotone.constraint.tracing import Norm, require_claimed_maps, trace_norms
 from isotone.constraint.witness import find_witness
 
-Verdict = Literal["violated", "vacuous", "strict", "empirical"]
+Verdict = Literal["violated", "vacuous", "strict", "local", "empirical"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Certificate:
     Attributes:
         verdict: the first that applies. ``violated``: a constrained entry is negative, or an ordered reachable pair is
             mapped out of order. ``vacuous``: no two different inputs are ordered, so every network qualifies.
-            ``strict``: non-decreasing on all of ℝ^d (not: strictly increasing). ``empirical``: unproved; a search found
-            nothing against it, which is not a proof.
+            ``strict``: non-decreasing on all of ℝ^d (not: strictly increasing). ``local``: non-decreasing wherever the
+            norm's outputs can be, by an interval for each unit, and not shown elsewhere. ``empirical``: unproved; a
+            search found nothing against it, which is not a proof.
         scope: which projections were examined.
         map: the function that the claim is about.
         domain: the inputs that the claim is about.
@@ -63,6 +64,13 @@ class Certificate:
     weights_hash: str
     reasons: tuple[str, ...]
     layers: tuple[int, ...] | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What was examined, and what was found of each part of the claim."""
+        values = self.to_dict()
+        keys = ("scope", "layers", "map", "domain", "weights", "activation", "order")
+        return {key: values[key] for key in keys if key in values}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as JSON values; ``layers`` where it is about some blocks only."""
@@ -108,7 +116,7 @@ def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -
         verdict=verdict,
         scope=scope,
         map=_map(networks[0], modules),
-        domain={"vacuous": "outputs of the norm, an antichain", "strict": "ℝ^d"}.get(verdict, "none proved"),
+        domain=_DOMAINS.get(verdict, "none proved"),
         weights="mixed" if wrong else "nonneg",
         activation={"name": activation.name, "non_decreasing_on": str(activation)},
         order=order,
@@ -116,6 +124,13 @@ def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -
         reasons=tuple(reasons),
         layers=resolve_layers(layers, len(feed_forwards(model))) if layers is not None else None,
     )
+
+
+_DOMAINS: dict[Verdict, str] = {
+    "vacuous": "outputs of the norm, an antichain",
+    "strict": "ℝ^d",
+    "local": "outputs of the norm: γ ⊙ x̂ + β with ‖x̂‖ ≤ √d",
+}
 
 
 def _wrong_entries(modules: dict[str, nn.Module]) -> list[str]:
@@ -159,12 +174,39 @@ def _judge(
     same = {type(n.activation) for n in networks} == {type(networks[0].activation)}
     if not gated and same and activation.everywhere:
         return "strict", [f"no examined weight is negative and {activation.name} is non-decreasing on ℝ"]
+    if not gated and (least := _least_margin(networks, norms)) >= 0:
+        return "local", [
+            f"no examined weight is negative, and whatever the norms put out, no unit gets below the point from which "
+            f"its activation does not decrease (margin {least:.3g}); proved for outputs of the norms only, not on ℝ^d"
+        ]
     doubts = []
     if gated:
         doubts.append("a gated product is monotone only where both factors are non-negative and non-decreasing")
     if not activation.everywhere:
         doubts.append(f"{activation.name} is not proved non-decreasing on ℝ (proved on: {activation})")
     return _search(networks, norms, modules, doubts)
+
+
+def _least_margin(networks: Sequence[FeedForward], norms: Sequence[Norm | str]) -> float:
+    """Return by how much every reachable pre-activation lies right of where its activation decreases; −∞ if unknown.
+
+    A norm puts out γ ⊙ x̂ + β with ‖x̂‖ ≤ √d, and Σx̂ = 0 for LayerNorm. So w·u + b lies in m ± r with m = w·β + b and
+    r = √d‖γ ⊙ w‖, for LayerNorm after the mean of γ ⊙ w is taken off. The bound allows for its own rounding in fp64.
+    """
+    margin = float("inf")
+    for network, norm in zip(networks, norms, strict=True):
+        least = monotonicity_of(network.activation).least
+        if isinstance(norm, str) or least is None:
+            return float("-inf")
+        w_hd, bias_h = matrix(network.up).double().cpu(), bias_of(network.up)
+        scaled_hd = w_hd * norm.gain
+        if norm.kind == "layer_norm":
+            scaled_hd = scaled_hd - scaled_hd.mean(1, keepdim=True)
+        centre_h = w_hd @ norm.offset + (0 if bias_h is None else bias_h.double().cpu())
+        radius_h = len(norm.gain) ** 0.5 * scaled_hd.norm(dim=1)
+        slack_h = 1e-9 * (1 + centre_h.abs() + radius_h + w_hd.abs() @ norm.offset.abs())
+        margin = min(margin, float((centre_h - radius_h - slack_h).min()) - least)
+    return margin
 
 
 def _search(

@@ -17,12 +17,12 @@ class Recipe:
 
     parametrization: str
     initialization: str
-    pure_bf16: bool = False
-    """Masters, weights and optimizer in bf16, as the published Pythia runs had them: weights near 0 do not move."""
     constraint: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of ``constraint``, such as ``activation``, ``anneal`` or ``layers``, where the arm gives none."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Keys of ``arms.NAME.training``, such as ``distill``, where the arm gives none; before the experiment's own."""
+    pure_bf16: bool = False
+    """Masters, weights and optimizer in bf16, as the published Pythia runs had them: weights near 0 do not move."""
 
     @property
     def adds(self) -> bool:

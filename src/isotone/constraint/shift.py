@@ -87,7 +87,7 @@ def _shift_all(
 
 
 def _refusal(reason: str) -> str:
-    return f"constraint.initialization: shift is not exact here: {reason}; use another initialization"
+    return f"constraint.initialization: shift is not exact here: {reason}; use another initialization, such as nnls"
 
 
 def _require_plain(model: PreTrainedModel, networks: Sequence[FeedForward], will_train: bool) -> None:

@@ -67,10 +67,22 @@ def open_corpus(config: Data, pinned: str | None = None) -> Corpus:
 
 def _open_several(config: Data) -> Corpus:
     """Open sources of pairs one after the other; names tell the sources apart."""
-    corpora = []
-    for part in config.sources:
-        keys = ("source", "source_field", "target_field", "config_name", "split", "revision")
-        corpora.append((part, open_corpus(Data(**{key: getattr(part, key) for key in keys}))))
+    corpora = [
+        (
+            part,
+            open_corpus(
+                Data(
+                    source=part.source,
+                    source_field=part.source_field,
+                    target_field=part.target_field,
+                    config_name=part.config_name,
+                    split=part.split,
+                    revision=part.revision,
+                )
+            ),
+        )
+        for part in config.sources
+    ]
 
     def read(skip: int) -> Iterator[Document]:
         documents = (

@@ -112,11 +112,16 @@ def _recipe(
             f"model.source: the tokenizer knows token {largest}, but the model's vocabulary has {num_vocab} entries; "
             "use the tokenizer that belongs to the model"
         )
-    pairs = _pair_recipe(config, tokenizer) if config.pairs else None
+    pairs = pair_recipe(config, tokenizer) if config.pairs else None
     return Recipe(tokenizer, config.fractions, config.min_chars, num_vocab, pairs)
 
 
-def _pair_recipe(config: Data, tokenizer: "PreTrainedTokenizerBase") -> PairRecipe:
+def pair_recipe(config: Data, tokenizer: "PreTrainedTokenizerBase") -> PairRecipe:
+    """Return how pairs become rows.
+
+    Raises:
+        UsageError: the tokenizer has no EOS, or no padding that is another token.
+    """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     if pad is None or eos is None or pad == eos:
         raise UsageError(

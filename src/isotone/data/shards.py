@@ -206,7 +206,7 @@ def _pack(
     )
     for batch in _groups(long_enough, _BATCH_CHARS):
         stop.check("packing the data")
-        encoded = _tokenize(batch, recipe) if recipe.pairs is None else _tokenize_pairs(batch, recipe, recipe.pairs)
+        encoded = _tokenize(batch, recipe) if recipe.pairs is None else tokenize_pairs(batch, recipe, recipe.pairs)
         for document, found in zip(batch, encoded, strict=True):
             if len(found.ids):
                 kept.append(document)
@@ -234,7 +234,7 @@ def _pack(
     return arrays, kept
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """A document's tokens (a pair's row), and the bytes of text that its losses are of."""
 
     ids: np.ndarray
@@ -243,14 +243,15 @@ class _Encoded(NamedTuple):
     whole_sides: tuple[int, ...] = ()
 
 
-def _tokenize(documents: Sequence[Document], recipe: Recipe) -> Iterator[_Encoded]:
+def _tokenize(documents: Sequence[Document], recipe: Recipe) -> Iterator[Encoded]:
     encoded = tokenize([d.text for d in documents], recipe.tokenizer)
     for document, ids in zip(documents, encoded, strict=True):
         _require_known(ids, document, recipe)
-        yield _Encoded(np.array(ids, recipe.dtype), len(document.text.encode()))
+        yield Encoded(np.array(ids, recipe.dtype), len(document.text.encode()))
 
 
-def _tokenize_pairs(documents: Sequence[Document], recipe: Recipe, pairs: PairRecipe) -> Iterator[_Encoded]:
+def tokenize_pairs(documents: Sequence[Document], recipe: Recipe, pairs: PairRecipe) -> Iterator[Encoded]:
+    """Yield the row of each pair, cut to fit; without any token where a side has none."""
     sources = tokenize([pairs.prefix + d.text for d in documents], recipe.tokenizer)
     targets = tokenize([d.target or "" for d in documents], recipe.tokenizer)
     for document, *both in zip(documents, sources, targets, strict=True):
@@ -267,7 +268,7 @@ def _tokenize_pairs(documents: Sequence[Document], recipe: Recipe, pairs: PairRe
             first = pairs.lengths[0]
             target = str(recipe.tokenizer.decode(row[first : first + sides[1] - 1]))
         packed = np.array(row if min(whole_sides) > 1 else [], recipe.dtype)
-        yield _Encoded(packed, len(target.encode()), tuple(sides), tuple(whole_sides))
+        yield Encoded(packed, len(target.encode()), tuple(sides), tuple(whole_sides))
 
 
 def _require_known(ids: Sequence[int], document: Document, recipe: Recipe) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
-from isotone.attacks import PrefixProtocol, Vocabulary, Window
-from isotone.config import NO_ARMS, MatchedLoss
+from isotone.attacks import AttackProtocol, PrefixProtocol, SourceProtocol, Vocabulary, Window
+from isotone.config import NO_ARMS, Experiment, MatchedLoss
 from isotone.config import Constraint as ConstraintConfig
 from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
 from isotone.constraint.initialization import ANNEALED_PAIR, FITTED
@@ -160,10 +160,24 @@ def combination(config: ConstraintConfig, model: PreTrainedModel) -> tuple[str, 
     return parametrization, initialization
 
 
-def prefix_protocol(context: Context) -> PrefixProtocol:
+def attack_protocol(context: Context) -> AttackProtocol:
     """Return which tokens of a document are attacked and which are scored."""
-    config = context.experiment.attacks.protocol
-    return PrefixProtocol(config.prefix, config.gap, config.continuation)
+    return protocol_of(context.experiment, pinned_tokenizer(context))
+
+
+def protocol_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> AttackProtocol:
+    """Return which tokens of a document are attacked and which are scored, under a tokenizer."""
+    config = experiment.attacks.protocol
+    if config.source is None or config.target is None:
+        return PrefixProtocol(config.prefix, config.gap, config.continuation)
+    return SourceProtocol(
+        config.source,
+        config.target,
+        pad=tokenizer.pad_token_id,
+        eos=tokenizer.eos_token_id,
+        least=experiment.attacks.hotflip.flips,
+        packed=experiment.data.source_length,
+    )
 
 
 def attack_vocabulary(context: Context, model: PreTrainedModel) -> Vocabulary:
@@ -177,8 +191,9 @@ def random_prefix(context: Context, arm: str, model: PreTrainedModel) -> RandomP
     share = context.experiment.training_of(arm).random_prefix
     if not share:
         return None
-    tokens_N = attack_vocabulary(context, model).ids_N
-    return RandomPrefix(share, prefix_protocol(context).attackable, tokens_N, context.seed)
+    protocol, tokens_N = attack_protocol(context), attack_vocabulary(context, model).ids_N
+    kept = (protocol.pad, protocol.eos) if isinstance(protocol, SourceProtocol) else ()
+    return RandomPrefix(share, protocol.attackable, tokens_N, context.seed, kept)
 
 
 def first_token(context: Context) -> int | None:
@@ -197,12 +212,14 @@ def attacked_windows(
 ) -> tuple[list[Window], int]:
     """Return the documents of a split that every attack and arm sees, cut to the protocol, and how many were too short.
 
+    Of pairs the latter are those with too short a source; data have none with an empty target.
+
     The choice depends on the corpus and the configuration alone. ``first`` is put before each as its token 0.
     """
     config = context.experiment.attacks
     limit = {"attack_test": config.num_documents, "attack_search": config.num_search_documents}[split]
     documents = data.documents(split).shuffled(context.experiment.data.shuffle_seed)
-    return prefix_protocol(context).cut(documents, limit, first)
+    return attack_protocol(context).cut(documents, limit, first)
 
 
 def _calibration_rows(context: Context, config: ConstraintConfig) -> torch.Tensor:

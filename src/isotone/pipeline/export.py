@@ -71,6 +71,34 @@ def constrain_to_folder(
     return certificate
 
 
+def probe_documents(source: str, documents: Path, text_field: str) -> dict[str, Any]:
+    """Measure the premise of a certificate, and order at the model's end, on the documents of a file.
+
+    Args:
+        source: the model; an encoder-decoder reads the documents as sources.
+        documents: txt, jsonl(.gz, .zst) or parquet; the first 64 of at least 8 tokens are used.
+        text_field: the field that holds the text.
+
+    Raises:
+        UsageError: the model or the documents cannot be used, or no document is long enough.
+    """
+    from isotone.constraint.premise import MIN_LENGTH, measure_order
+    from isotone.data.corpora import open_corpus
+    from isotone.data.shards import tokenize
+
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    texts = [d.text for d in open_corpus(Data(source=str(documents), text_field=text_field)).read(0)]
+    tokens = [np.array(ids, np.int64) for text in texts for ids in tokenize([text], tokenizer)]
+    long_enough = [ids for ids in tokens if len(ids) >= MIN_LENGTH][:_NUM_PROBED]
+    if not long_enough:
+        raise UsageError(f"--probe: {documents} holds no document of at least {MIN_LENGTH} tokens; give longer ones")
+    return measure_order(model, long_enough)
+
+
+_NUM_PROBED = 64
+"""Documents that a probe takes, at most."""
+
+
 def evaluate_documents(
     source: str, documents: Path, text_field: str, out: Path | None, stop: StopFlag
 ) -> dict[str, Any]:

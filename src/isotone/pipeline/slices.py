@@ -87,7 +87,7 @@ def _training(experiment: Experiment, arm: str) -> dict[str, Any]:
     recipe, config = experiment.training_of(arm), experiment.arms[arm]
     found: dict[str, Any] = {"training": {k: v for k, v in _given(recipe).items() if k not in _HARMLESS_TRAINING}}
     if recipe.random_prefix:
-        found["prefix"] = experiment.attacks.protocol.prefix
+        found["prefix"] = experiment.attacks.protocol.source or experiment.attacks.protocol.prefix
     if config.constraint and not config.held:  # no node of its own has answered for where it starts
         found["constraint"] = _given(config.constraint)
     return found

@@ -67,7 +67,7 @@ def probe(sizes: Sizes) -> Work:
     config, protocol = experiment.attacks.probe, experiment.attacks.protocol
     assert config is not None  # the graph has this node where the part is there
     tried = min(shape.vocabulary, config.oracle_tokens or shape.vocabulary)
-    one = gradient_flops(shape, 1, protocol.length, protocol.continuation) + 2 * (config.edits + tried) * shape.hidden
+    one = gradient_flops(shape, 1, protocol.length, protocol.num_scored) + 2 * (config.edits + tried) * shape.hidden
     one += (config.edits + tried) * _costs(sizes).candidate
     return Work(attack=min(config.num_documents, _attacked(sizes)[0]) * one, tokenizers=2, vocabularies=1)
 
@@ -93,16 +93,17 @@ class _Costs:
 
 def _costs(sizes: Sizes) -> _Costs:
     protocol, shape = sizes.experiment.attacks.protocol, sizes.shape
-    length, scored = protocol.length, protocol.continuation
-    gains = 2 * (protocol.prefix - 1) * shape.head_weights
-    # candidates read what stands before their edit from the cache: half of the prefix in the mean
-    cached = protocol.prefix / 2
+    length, scored = protocol.length, protocol.num_scored
+    gains = 2 * protocol.num_attackable * shape.head_weights
+    # candidates read what stands before their edit from the cache, where there is one: half of the prefix in the mean
+    cached = 0 if sizes.experiment.data.pairs else protocol.prefix / 2
+    judged = scored if sizes.experiment.data.pairs else length - 1
     clean = forward_flops(shape, 1, length, scored)
     return _Costs(
         gradient=gradient_flops(shape, 1, length, scored) + gains,
         candidate=forward_flops(shape, 1, length - cached, scored, before=cached),
         clean=clean,
-        judged=2 * forward_flops(shape, 1, length, length - 1) + clean,  # and once more as decoded and encoded text
+        judged=2 * forward_flops(shape, 1, length, judged) + clean,  # and once more as decoded and encoded text
     )
 
 

@@ -221,18 +221,21 @@ class Meter:
 
     def _attack(self, model: "nn.Module") -> float:
         from isotone.attacks.scoring import Target, frozen
+        from isotone.pairs import PairLayout
 
         config = self.experiment.attacks
         length = config.protocol.length
         rows, _ = self._rows(16, length)
-        scored = slice(length - config.protocol.continuation, length)
+        source = config.protocol.source
+        pairs = PairLayout(source, -1) if source else None
+        scored = slice(length - config.protocol.num_scored, length)
         ids_BL = self._ids(rows, length)
         with frozen(model):
-            target = Target(model, scored)
+            target = Target(model, scored, pairs=pairs)
             forward_s = self._timed(lambda: target.nats(ids_BL))
             half = max(1, rows // 2)
             gradient_s = self._timed(lambda: target.gradient(ids_BL[:half]))
-        kept = config.protocol.continuation
+        kept = config.protocol.num_scored
         forward = forward_flops(self.shape, rows, length, kept)
         # as they come in searches: about one gradient for the forwards of a batch or more
         return (forward + gradient_flops(self.shape, half, length, kept)) / (forward_s + gradient_s)

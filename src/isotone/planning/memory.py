@@ -255,14 +255,14 @@ def _flipping(sizes: Sizes) -> float:
     protocol, tests = config.protocol, sizes.num_documents("attack_test", config.num_documents, config.protocol.length)
     documents = max(1, min(SEQUENCES, config.batch_documents, tests))
     embeddings = 4 * shape.head_weights
-    scores = 4 * shape.vocabulary * (protocol.prefix - 1)
+    scores = 4 * shape.vocabulary * protocol.num_attackable
     gains = (documents + 5) * scores  # all documents' gains wait for the one that is ranked
     cache = 4 * 2 * shape.layers * shape.key * protocol.length * (documents + SEQUENCES)
     return embeddings + max(
         gains + cache,
-        _gradient(shape, documents, protocol.length, protocol.continuation) + cache,
+        _gradient(shape, documents, protocol.length, protocol.num_scored) + cache,
         _gradient(shape, documents, protocol.length, protocol.length - 1),
-        cache + _inference(shape, SEQUENCES * protocol.length, SEQUENCES * protocol.continuation * shape.vocabulary),
+        cache + _inference(shape, SEQUENCES * protocol.length, SEQUENCES * protocol.num_scored * shape.vocabulary),
         _judging(shape, documents, protocol.length),
     )
 
@@ -271,9 +271,9 @@ def _probing(sizes: Sizes) -> float:
     """Return what a probe takes: one text's gradient and cache, then batches of that text with one edit each."""
     protocol, shape = sizes.experiment.attacks.protocol, sizes.shape
     cache = 4 * 2 * shape.layers * shape.key * protocol.length * (1 + SEQUENCES)
-    batch = _inference(shape, SEQUENCES * protocol.length, SEQUENCES * protocol.continuation * shape.vocabulary)
+    batch = _inference(shape, SEQUENCES * protocol.length, SEQUENCES * protocol.num_scored * shape.vocabulary)
     return 4 * shape.head_weights + max(
-        _gradient(shape, 1, protocol.length, protocol.continuation) + cache, cache + batch
+        _gradient(shape, 1, protocol.length, protocol.num_scored) + cache, cache + batch
     )
 
 

@@ -108,7 +108,7 @@ def _matching(sizes: Sizes, arm: str) -> Work:
     assert matched is not None  # the graph has this node for matched arms only
     protocol = experiment.attacks.protocol
     count = sizes.num_documents("attack_search", experiment.attacks.num_search_documents, protocol.length)
-    one = Work(evaluate=forward_flops(sizes.shape, count, protocol.length, protocol.continuation))
+    one = Work(evaluate=forward_flops(sizes.shape, count, protocol.length, protocol.num_scored))
     again = _training(sizes, experiment.arms[arm].start) if matched.by == "undertrained" else Work()
     return one * EVALUATIONS + _end(sizes, matched.to) + _start(sizes, arm) + again
 

@@ -19,6 +19,7 @@ from isotone.constraint import certify
 from isotone.data.packing import separator_of
 from isotone.errors import UsageError
 from isotone.evaluation import evaluate_perplexity, summarize
+from isotone.evaluation.pairs import evaluate_pairs
 from isotone.matching import Temperature, bisect, clean_nll, divide_logits, matched_entry
 from isotone.models import load_model
 from isotone.pipeline.graph import PROBE, Node, probed_arms
@@ -62,19 +63,23 @@ class Arm:
         if self._result("evaluate").is_file():
             return
         config, context = work.experiment.evaluation, work.request.context
+        log = records.JsonLines(work.folder.work(node) / "last.jsonl")
         with work.show(str(node), 1, "batch") as bar:
-            rows = evaluate_perplexity(
-                self.model,
-                work.documents.test,
-                context=min(config.context or LONGEST_WINDOW, context or LONGEST_WINDOW),
-                stride=config.stride,
-                batch_size=config.batch_size,
-                leading_token=separator_of(work.tokenizer),
-                work=records.JsonLines(work.folder.work(node) / "last.jsonl"),
-                identity={"arm": self.name},
-                stop=work.stop,
-                report=bar.set,
-            )
+            shared: dict[str, Any] = {"work": log, "identity": {"arm": self.name}, "stop": work.stop, "report": bar.set}
+            if work.pairs is not None:
+                rows = evaluate_pairs(
+                    self.model, work.documents.test, work.pairs, batch_size=config.batch_size, **shared
+                )
+            else:
+                rows = evaluate_perplexity(
+                    self.model,
+                    work.documents.test,
+                    context=min(config.context or LONGEST_WINDOW, context or LONGEST_WINDOW),
+                    stride=config.stride,
+                    batch_size=config.batch_size,
+                    leading_token=separator_of(work.tokenizer),
+                    **shared,
+                )
         claims = getattr(self.model.config, "isotone", None) and not self._matched
         certificate = certify(self.model).to_dict() if claims else None
         records.write_bytes(work.folder.documents(node), records.dump_json_lines(rows))
@@ -120,6 +125,7 @@ class Arm:
                     self.model,
                     self.vocabulary,
                     work.windows("attack_search", first=False),
+                    work.protocol,
                     state_path=work.folder.work(node) / "search.json",
                     stop=work.stop,
                     progress=bar.set,
@@ -186,15 +192,16 @@ class Arm:
                 after=lambda known, nll: bar.set(known, known + 1, f"loss {nll:.4f} of {aim:.4f}"),
             )
             bar.set(found.evaluations, found.evaluations)
-        windows, continuation = work.windows("attack_search"), work.protocol.continuation
-        counts = {"num_documents": len(windows), "num_tokens": len(windows) * continuation}
+        windows, protocol = work.windows("attack_search"), work.protocol
+        num_tokens = sum(protocol.num_scored(window.tokens.tolist()) for window in windows)
+        counts = {"num_documents": len(windows), "num_tokens": num_tokens}
         made = {"start": start.name, **matched.model_dump(mode="json")}
         self._write("match", {**made, **matched_entry(found, aim), **counts})
 
     def _clean_nll(self) -> float:
-        work = self.work
+        work, protocol = self.work, self.work.protocol
         ids_BL = torch.from_numpy(np.stack([window.tokens for window in work.windows("attack_search")]))
-        return clean_nll(self.model, ids_BL, work.protocol.scored, work.experiment.attacks.batch_documents)
+        return clean_nll(self.model, ids_BL, protocol.scored, work.experiment.attacks.batch_documents, protocol.pairs)
 
     # --- logs and results ---
 
@@ -218,6 +225,7 @@ class Arm:
                 self.model,
                 self.vocabulary,
                 windows,
+                work.protocol,
                 controls=controls,
                 log=log,
                 stop=work.stop,

@@ -25,7 +25,7 @@ from isotone.result_models import AttackSuiteResults, to_json
 from isotone.results import BASELINE
 from isotone.robustness import Verdict
 from isotone.suite.arm import Arm
-from isotone.suite.documents import Documents, choose_documents
+from isotone.suite.documents import Documents, choose_documents, columns, encode_pair
 from isotone.suite.request import ATTACKS, Options, Request, make_request, matched_name
 from isotone.suite.results import build_results
 from isotone.suite.standing import as_begun, require_same
@@ -54,6 +54,8 @@ def attack_models(
     seed: int | None = None,
     stop: StopFlag | None = None,
     say: Callable[[str], None] = lambda line: None,
+    source_field: str | None = None,
+    target_field: str | None = None,
 ) -> AttackSuiteResults:
     """Attack models without a pipeline; several are compared with the first one, on the same documents.
 
@@ -85,6 +87,8 @@ def attack_models(
         seed: of every random stream; EXPERIMENT_SEED or 42 unless given.
         stop: read wherever the work can stop safely.
         say: where lines for the user go.
+        source_field: the field that an encoder-decoder reads and attacks edit; ``source`` unless given.
+        target_field: the field that it is asked for, and scored; ``target`` unless given.
 
     Returns:
         What ``attack_results.json`` holds.
@@ -105,6 +109,8 @@ def attack_models(
         num_documents,
         matched_loss,
         tuple(overrides),
+        source_field,
+        target_field,
     )
     search = None if search_documents is None else Path(search_documents)
     request = make_request([models] if isinstance(models, str) else models, Path(documents), search, options)
@@ -125,6 +131,8 @@ def _run(
         tokenizers = {arm: load_tokenizer(request.model(arm)) for arm in request.sources}
         tokenizer = tokenizers[BASELINE]
         documents = choose_documents(experiment, tokenizer, request.documents, request.search_documents)
+        request = _without_empty_columns(request, tokenizer, documents)
+        experiment = request.experiment
         _require_same_tokens(request, tokenizers, documents)
         require_same(out, request, documents, seed)
         for note in documents.notes:
@@ -155,12 +163,18 @@ def _require_same_tokens(
     Raises:
         UsageError: one does not: documents could not be paired, nor edits transferred.
     """
-    read = [*documents.test, *documents.search]
+    read, data = [*documents.test, *documents.search], request.experiment.data
     texts = [document.text for document in read]
     first = tokenizers[BASELINE]
+
+    def ids_of(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        if data.pairs:
+            return [encode_pair(document, data, tokenizer).ids.tolist() for document in read]
+        return tokenize(texts, tokenizer)
+
     for arm, tokenizer in tokenizers.items():
         ids = [document.tokens.tolist() for document in read]
-        same = _meaning(tokenizer) == _meaning(first) and (tokenizer is first or tokenize(texts, tokenizer) == ids)
+        same = _meaning(tokenizer) == _meaning(first) and (tokenizer is first or ids_of(tokenizer) == ids)
         if not same:
             raise UsageError(
                 f"{arm}: {request.sources[arm]} does not read texts as the same tokens as {request.sources[BASELINE]} "
@@ -172,6 +186,20 @@ def _meaning(tokenizer: PreTrainedTokenizerBase) -> object:
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     plain = {token: i for token, i in tokenizer.get_vocab().items() if i not in special}
     return plain, bos_before_text(tokenizer), separator_of(tokenizer), tokenizer.bos_token_id
+
+
+def _without_empty_columns(request: Request, tokenizer: PreTrainedTokenizerBase, documents: Documents) -> Request:
+    """Return the request with no more columns for pairs than the longest needs, and a trigger before it."""
+    experiment = request.experiment
+    if not experiment.data.pairs:
+        return request
+    attacks = experiment.attacks
+    needed = columns(documents, experiment.data, tokenizer.pad_token_id, attacks.triggers.length)
+    limits = {"source": attacks.protocol.source, "target": attacks.protocol.target}
+    fitting = {key: min(limits[key] or count, count) for key, count in needed.items()}
+    protocol = attacks.protocol.model_copy(update=fitting)
+    attacks = attacks.model_copy(update={"protocol": protocol})
+    return replace(request, experiment=experiment.model_copy(update={"attacks": attacks}))
 
 
 def _with_controls(work: Work) -> Work:

@@ -29,6 +29,7 @@ _DECLARED = ("hotflip", "triggers", "gcg", "coordinate")
 
 _SETTABLE = (
     *("attacks.", "analysis.", "runtime.", "evaluation.stride", "evaluation.context", "evaluation.batch_size"),
+    *("data.source_prefix", "data.source_length", "data.target_length"),
     *("model.revision", "model.gguf_file", "model.attention", "model.allow_pickle", "model.trust_remote_code"),
     "data.shuffle_seed",
 )
@@ -81,6 +82,8 @@ class Options:
     num_documents: int | None = None
     matched_loss: bool = False
     overrides: Sequence[str] = field(default_factory=tuple)
+    source_field: str | None = None
+    target_field: str | None = None
 
 
 def make_request(models: Sequence[str], documents: Path, search_documents: Path | None, options: Options) -> Request:
@@ -99,8 +102,18 @@ def make_request(models: Sequence[str], documents: Path, search_documents: Path 
             )
     tree = _tree(sources, attacks, documents, options)
     # the models' own settings decide what is read of them, and their contexts which protocol fits
-    first = experiment_from_dict(tree, "isotone attack", options.overrides)
+    of_models = [item for item in options.overrides if item.startswith("model.")]
+    first = experiment_from_dict({key: tree[key] for key in ("name", "arms")}, "isotone attack", of_models)
     pins = {arm: pin_model(_model(first.model, source)) for arm, source in sources.items()}
+    if _are_pairs(sources, pins, options):
+        tree["data"] = {
+            "source": str(documents),
+            "source_field": options.source_field or "source",
+            "target_field": options.target_field or "target",
+        }
+        tree["attacks"]["protocol"] = _given({key: getattr(options, key) for key in ("prefix", "gap", "continuation")})
+        experiment = experiment_from_dict(tree, "isotone attack", options.overrides)
+        return Request(experiment, attacks, sources, pins, documents, search_documents, options.matched_loss)
     contexts = {arm: pin["context"] for arm, pin in pins.items() if pin["context"]}
     fitting = PrefixProtocol.for_context(min(contexts.values(), default=1024))
     tree["attacks"]["protocol"] = _given(
@@ -110,6 +123,28 @@ def make_request(models: Sequence[str], documents: Path, search_documents: Path 
     experiment = experiment_from_dict(tree, "isotone attack", options.overrides)
     _require_fit(experiment.attacks, attacks, contexts)
     return Request(experiment, attacks, sources, pins, documents, search_documents, options.matched_loss)
+
+
+def _are_pairs(sources: Mapping[str, str], pins: Mapping[str, Mapping[str, Any]], options: Options) -> bool:
+    """Say whether the models are encoder-decoders, which read pairs.
+
+    Raises:
+        UsageError: some are and some are not, or fields of pairs are given and none is.
+    """
+    kinds = {arm: bool(pin.get("encoder_decoder")) for arm, pin in pins.items()}
+    given = options.source_field or options.target_field
+    for arm, is_pair in kinds.items():
+        if is_pair != kinds[BASELINE]:
+            raise UsageError(
+                f"{arm}: {sources[arm]} is {'an' if is_pair else 'no'} encoder-decoder and {sources[BASELINE]} is "
+                f"{'one' if kinds[BASELINE] else 'none'}; what they lose cannot be compared; attack them one by one"
+            )
+    if given and not kinds[BASELINE]:
+        raise UsageError(
+            f"--source-field, --target-field: {sources[BASELINE]} is no encoder-decoder and reads no pairs; give "
+            "--text-field, or a model such as T5"
+        )
+    return kinds[BASELINE]
 
 
 def name_models(models: Sequence[str]) -> dict[str, str]:

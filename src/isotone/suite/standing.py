@@ -71,7 +71,7 @@ def _deciding(request: Request, documents: Documents, seed: int) -> Json:
     return {
         "schema": 1,
         "seed": seed,
-        "documents": {"sha256": documents.identity, "text_field": experiment.data.text_field},
+        "documents": {"sha256": documents.identity, **experiment.data.model_dump(include=_fields(experiment))},
         "shuffle_seed": experiment.data.shuffle_seed,
         "own_search_documents": request.search_documents is not None,
         "settings": attacks,
@@ -81,6 +81,12 @@ def _deciding(request: Request, documents: Documents, seed: int) -> Json:
         "models": {arm: _files(pin) for arm, pin in request.pins.items()},
         "attacks": {kind: part for kind, part in own.items() if kind in request.attacks or (kind == "probe" and part)},
     }
+
+
+def _fields(experiment: Experiment) -> set[str]:
+    """Return what of the data decides which tokens a document has."""
+    of_pairs = {"source_field", "target_field", "source_prefix", "source_length", "target_length"}
+    return of_pairs if experiment.data.pairs else {"text_field"}
 
 
 def _files(pin: Mapping[str, Any]) -> Json:

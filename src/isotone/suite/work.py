@@ -8,10 +8,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from isotone import records
-from isotone.attacks import PrefixProtocol, Window
+from isotone.attacks import AttackProtocol, Window
 from isotone.attacks.interface import DocumentAttack
 from isotone.config import Experiment
 from isotone.interruption import StopFlag
+from isotone.pairs import PairLayout
+from isotone.pipeline.arms import protocol_of
 from isotone.pipeline.graph import Node
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.stages.further_attacks import SEARCH, further_attack
@@ -52,10 +54,15 @@ class Work:
         return self.request.experiment
 
     @property
-    def protocol(self) -> PrefixProtocol:
+    def protocol(self) -> AttackProtocol:
         """Which tokens are attacked and which are scored."""
-        config = self.experiment.attacks.protocol
-        return PrefixProtocol(config.prefix, config.gap, config.continuation)
+        return protocol_of(self.experiment, self.tokenizer)
+
+    @property
+    def pairs(self) -> PairLayout | None:
+        """How the documents' rows are divided; None where documents are texts."""
+        data = self.experiment.data
+        return PairLayout(data.source_length, self.tokenizer.pad_token_id) if data.pairs else None
 
     def windows(self, split: str, first: bool = True) -> list[Window]:
         """Return a split cut to the protocol, as edits (with BOS, where there is one) or triggers see it."""
@@ -76,7 +83,7 @@ class Work:
             if due:
                 yield Node("hotflip", arm), variant, split, attack
         for kind in (kind for kind in FURTHER if kind in asked):
-            attack = further_attack(config, kind, self.seed, self.documents.search, num_embeddings)
+            attack = further_attack(config, kind, self.seed, self.documents.search, num_embeddings, self.pairs)
             yield Node(kind, arm), None, "attack_test", attack
             if arm == BASELINE and not attack.upper_bound:
                 yield Node(kind, arm), SEARCH, "attack_search", attack

@@ -18,6 +18,8 @@ from isotone.pipeline.slices import config_slice
 
 BASELINE = "baseline"
 _LR = "training.lr"
+_NOT_OF_A_POINT = ("sweep", "arms", "description", "analysis")
+"""Parts of the experiment that say what is tried, or what is concluded in the end."""
 
 Axes = Mapping[str, Sequence[Any]]
 
@@ -167,13 +169,14 @@ def _combinations(axes: Axes) -> list[dict[str, Any]]:
 
 
 def _point(experiment: Experiment, seed: int, arm: str, settings: dict[str, Any]) -> Point:
-    tree = experiment.model_dump(mode="json", exclude_defaults=True, exclude={"sweep", "arms", "description"})
+    tree = experiment.model_dump(mode="json", exclude_defaults=True, exclude=set(_NOT_OF_A_POINT))
     changed = with_settings(experiment.arms[arm].model_dump(mode="json", exclude_defaults=True), settings)
     assert experiment.sweep is not None
     scored = {
         "split": "validation",
         "num_documents": experiment.sweep.num_documents,
         "checkpoints": [experiment.attacks.checkpoint],
+        "rouge": None,  # generation takes longer than a short training, and the loss decides
     }
     tree |= {"evaluation": {**tree.get("evaluation", {}), **scored}, "seeds": [seed], "arms": {arm: changed}}
     try:

@@ -83,6 +83,8 @@ def _notes(points: Sequence[SweptPoint], settled: bool, best: dict[str, SweptPoi
                 f"Unequal searches: {arm} has {counts[arm]} complete points and the baseline {counts[BASELINE]}; give "
                 f"sweep.arms.baseline more values, or two values of training.lr between which it can be filled in."
             )
+    if failed := sum(point.state == "failed" for point in points):
+        notes.append(f"{failed} points failed, and nothing is known of them; the same command tries them again.")
     if not settled:
         notes.append("Points are open: nothing is chosen yet, and best.yaml is not written.")
     elif lacking := [arm for arm, found in best.items() if found is None]:

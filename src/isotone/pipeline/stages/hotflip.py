@@ -13,7 +13,7 @@ from isotone.attacks import BeamHotFlip, HotFlip, PublishedHotFlip, RandomEdits,
 from isotone.attacks.interface import DocumentAttack
 from isotone.config import Attacks, Experiment
 from isotone.data.packed import open_packed
-from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
+from isotone.pipeline.arms import attack_protocol, attack_vocabulary, attacked_windows, first_token, load_end
 from isotone.pipeline.context import Context
 from isotone.progress import ProgressBar
 
@@ -22,7 +22,7 @@ def run(context: Context) -> list[Path]:
     """Attack the held-out documents with every method, and the search documents at random for the success threshold."""
     config, data = context.experiment.attacks, open_packed(context.run.data)
     model = load_end(context, context.arm_name, config.checkpoint)
-    vocabulary, protocol = attack_vocabulary(context, model), prefix_protocol(context)
+    vocabulary, protocol = attack_vocabulary(context, model), attack_protocol(context)
     outputs, documents = list[Path](), dict[str, Any]()
     for variant, (split, attack) in attacks(context.experiment, context.seed, context.arm_name).items():
         windows, num_short = attacked_windows(context, data, split, first_token(context))

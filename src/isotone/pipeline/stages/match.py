@@ -27,12 +27,12 @@ from isotone.matching import (
     matched_entry,
 )
 from isotone.pipeline.arms import (
+    attack_protocol,
     attacked_windows,
     first_token,
     load_end,
     load_start,
     load_teacher,
-    prefix_protocol,
     random_prefix,
     start_constrained,
 )
@@ -95,20 +95,21 @@ def run(context: Context) -> list[Path]:
 
 def _measure(context: Context) -> tuple[Measure, dict[str, int]]:
     """Return what measures a model's clean loss, and on how much."""
-    data, protocol = open_packed(context.run.data), prefix_protocol(context)
+    data, protocol = open_packed(context.run.data), attack_protocol(context)
     windows, num_short = attacked_windows(context, data, "attack_search", first_token(context))
     if not windows:
+        asked = "flips of attacks.hotflip" if protocol.pairs else f"{protocol.length} tokens of attacks.protocol"
         raise UsageError(
-            f"arms.{context.arm_name}.matched_loss: no attack_search document has the {protocol.length} tokens of "
-            f"attacks.protocol ({num_short} are shorter); give data.fractions.attack_search more, or a shorter protocol"
+            f"arms.{context.arm_name}.matched_loss: no attack_search document has the {asked} ({num_short} are "
+            "shorter); give data.fractions.attack_search more, or ask for less"
         )
     ids_BL = torch.from_numpy(np.stack([window.tokens for window in windows]))
     batch = context.experiment.attacks.batch_documents
     counts = {
         "num_documents": len(windows),
-        "num_tokens": len(windows) * context.experiment.attacks.protocol.continuation,
+        "num_tokens": sum(protocol.num_scored(window.tokens.tolist()) for window in windows),
     }
-    return lambda model: clean_nll(model, ids_BL, protocol.scored, batch), counts
+    return lambda model: clean_nll(model, ids_BL, protocol.scored, batch, protocol.pairs), counts
 
 
 def _temperature(
@@ -201,9 +202,10 @@ def _train_past(
     start, work = context.arm.start, context.run.work(context.node)
     recipe = context.experiment.training_of(start)
     part = config_slice(context.experiment, context.seed, context.node)
+    data = open_packed(context.run.data)
     trainer = Trainer(
         learner,
-        open_packed(context.run.data),
+        data,
         recipe,
         seed=context.seed,
         folder=work / "training",
@@ -213,6 +215,7 @@ def _train_past(
         identity={"configuration": records.hash_json(part), "start": context.inputs_hash},
         autocast=recipe.precision == "bf16",
         edit=random_prefix(context, start, learner),
+        pairs=data.pairs,
         teacher=partial(load_teacher, context, start),
     )
     every = recipe.validate_every_steps or math.ceil(trainer.total_steps / EVALUATIONS)

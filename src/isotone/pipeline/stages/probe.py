@@ -5,7 +5,7 @@ from pathlib import Path
 from isotone import records
 from isotone.attacks.probe import Probe, probe_documents
 from isotone.data.packed import open_packed
-from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
+from isotone.pipeline.arms import attack_protocol, attack_vocabulary, attacked_windows, first_token, load_end
 from isotone.pipeline.context import Context
 
 
@@ -23,7 +23,7 @@ def run(context: Context) -> list[Path]:
             model,
             attack_vocabulary(context, model),
             windows,
-            prefix_protocol(context),
+            attack_protocol(context),
             log=records.JsonLines(path),
             stop=context.stop,
             progress=bar.set,

@@ -9,7 +9,7 @@ from isotone import records
 from isotone.attacks import evaluate_trigger, replay
 from isotone.config import Experiment
 from isotone.data.packed import open_packed
-from isotone.pipeline.arms import attack_vocabulary, attacked_windows, first_token, load_end, prefix_protocol
+from isotone.pipeline.arms import attack_protocol, attack_vocabulary, attacked_windows, first_token, load_end
 from isotone.pipeline.context import Context
 from isotone.pipeline.graph import Node, further_attacks
 from isotone.pipeline.stages.triggers import trigger_search
@@ -81,7 +81,7 @@ class _Asked:
             self.vocabulary,
             windows,
             edits_of(found),
-            prefix_protocol(context),
+            attack_protocol(context),
             log=self._log(node, variant),
             stop=context.stop,
             batch_documents=self.config.batch_documents,
@@ -98,6 +98,7 @@ class _Asked:
             self.model,
             self.vocabulary,
             windows,
+            attack_protocol(context),
             controls=False,
             log=self._log(node, None),
             stop=context.stop,

@@ -6,7 +6,7 @@ from isotone import records
 from isotone.attacks import UniversalTriggers, evaluate_trigger, search_trigger
 from isotone.config import Triggers
 from isotone.data.packed import open_packed
-from isotone.pipeline.arms import attack_vocabulary, attacked_windows, load_end
+from isotone.pipeline.arms import attack_protocol, attack_vocabulary, attacked_windows, load_end
 from isotone.pipeline.context import Context
 
 
@@ -14,7 +14,7 @@ def run(context: Context) -> list[Path]:
     """Search, then put the best trigger before every held-out document."""
     config, data = context.experiment.attacks, open_packed(context.run.data)
     model = load_end(context, context.arm_name, config.checkpoint)
-    vocabulary = attack_vocabulary(context, model)
+    vocabulary, protocol = attack_vocabulary(context, model), attack_protocol(context)
     attack = trigger_search(config.triggers, context.seed)
     search_windows, num_short_search = attacked_windows(context, data, "attack_search")
     with context.progress(1, "step") as bar:
@@ -23,6 +23,7 @@ def run(context: Context) -> list[Path]:
             model,
             vocabulary,
             search_windows,
+            protocol,
             state_path=context.run.work(context.node) / "search.json",
             stop=context.stop,
             progress=bar.set,
@@ -35,6 +36,7 @@ def run(context: Context) -> list[Path]:
         model,
         vocabulary,
         test_windows,
+        protocol,
         log=records.JsonLines(path),
         stop=context.stop,
         batch_documents=config.batch_documents,

@@ -1,0 +1,179 @@
+"""Measured beside a certificate: whether edits ever meet its premise, and whether order shows at the model's end.
+
+A certificate speaks of ordered pairs of inputs of one network. *Premise*: one token of a text is replaced; of the pairs
+of network inputs, before and after, that differ, how many are ordered coordinatewise. *Order probes*: something is done
+to a text in growing doses; an output moves monotonically if every further dose moves it the same way. Every probe has
+a control that does as much without an order, and of the same length: a longer text alone moves outputs. All of it is
+measured on texts; nothing is proved.
+
+Shapes: L tokens of a text, D embedding, V outputs (logits of the last token), K doses.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from isotone.constraint.feed_forward import feed_forwards, in_eval_mode, probe_logits
+
+NUM_DOSES = 4
+"""K. Were the signs of differences independent and even, 2 · ½^K of all outputs would be monotone: an eighth."""
+
+MIN_LENGTH = 8
+"""Tokens that a text must have."""
+
+LENGTH = 64
+"""Tokens of a text that are used, at most."""
+
+_DOSE = 0.25
+"""Size of one raise of an embedding, as a share of the embedding's norm."""
+
+
+def measure_order(model: PreTrainedModel, texts: Sequence[np.ndarray], seed: int = 0) -> dict[str, Any]:
+    """Return the premise rate over one-token edits, and the order probes with their controls, as JSON values.
+
+    Args:
+        model: a language model of the table, not changed.
+        texts: token ids of documents; those with fewer than ``MIN_LENGTH`` tokens are left out.
+        seed: keys positions, tokens and directions.
+    """
+    rows = [torch.from_numpy(np.asarray(text[:LENGTH], np.int64)) for text in texts if len(text) >= MIN_LENGTH]
+    generator = torch.Generator().manual_seed(seed)
+    differ = ordered = 0
+    counts = {name: np.zeros(2, np.int64) for name in _PROBES}
+    for ids_L in rows:
+        more_differ, more_ordered = _premise(model, ids_L, generator)
+        differ, ordered = differ + more_differ, ordered + more_ordered
+        for name, (dose, control) in _PROBES.items():
+            state = generator.get_state()
+            for column, variant in enumerate((dose, control)):
+                generator.set_state(state)  # the same place and sizes for both
+                counts[name][column] += _num_monotone(model, ids_L, variant, generator)
+    outputs = len(rows) * int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
+    return {
+        "documents": len(rows),
+        "premise": {"pairs": differ, "ordered": ordered, "rate": ordered / differ if differ else None},
+        "probes": {
+            name: {"monotone": int(a) / max(outputs, 1), "control": int(b) / max(outputs, 1), "n": outputs}
+            for name, (a, b) in counts.items()
+        },
+        "chance": 2 * 0.5**NUM_DOSES,
+        "kind": "measured, not proved",
+    }
+
+
+# --- the premise -----------------------------------------------------------------------------------------------------
+
+
+def _premise(model: PreTrainedModel, ids_L: Tensor, generator: torch.Generator) -> tuple[int, int]:
+    """Replace one token; return how many pairs of network inputs differ, and how many of those are ordered."""
+    edited_L = ids_L.clone()
+    position = int(torch.randint(1, len(ids_L), (1,), generator=generator))
+    edited_L[position] = torch.randint(model.config.vocab_size, (1,), generator=generator)
+    differ = ordered = 0
+    for before_Td, after_Td in zip(_inputs(model, ids_L), _inputs(model, edited_L), strict=True):
+        change_Td = after_Td - before_Td
+        differs_T = (change_Td != 0).any(-1)
+        differ += int(differs_T.sum())
+        ordered += int((differs_T & ((change_Td >= 0).all(-1) | (change_Td <= 0).all(-1))).sum())
+    return differ, ordered
+
+
+def _inputs(model: PreTrainedModel, ids_L: Tensor) -> list[Tensor]:
+    """Return what each feed-forward network reads."""
+    found: list[Tensor] = []
+    handles = [
+        network.up.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(0, -2)))
+        for network in feed_forwards(model)
+    ]
+    try:
+        in_eval_mode(model, lambda: probe_logits(model, ids_L[None].to(model.device)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+# --- order at the end ------------------------------------------------------------------------------------------------
+
+Variant = Callable[[nn.Module, Tensor, torch.Generator], Iterator[Tensor]]
+"""Yields what is read (L, D) after 0, 1, … K doses."""
+
+
+def _insert_copies(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Insert one random token, once, twice, … at one place."""
+    return _inserted(embed, ids_L, generator, lambda drawn_K, _: drawn_K[:1].expand(NUM_DOSES))
+
+
+def _insert_others(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Insert as many, but other random tokens for each dose: the same lengths, no growing dose."""
+    return _inserted(embed, ids_L, generator, lambda drawn_K, k: drawn_K.roll(k))
+
+
+def _repeat(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Repeat the token that is there, once, twice, …"""
+    return _inserted(embed, ids_L, generator, None)
+
+
+def _inserted(
+    embed: nn.Module,
+    ids_L: Tensor,
+    generator: torch.Generator,
+    choose_K: Callable[[Tensor, int], Tensor] | None,
+) -> Iterator[Tensor]:
+    place = int(torch.randint(1, len(ids_L) - 1, (1,), generator=generator))
+    drawn_K = torch.randint(embed.get_parameter("weight").shape[0], (NUM_DOSES,), generator=generator)
+    for k in range(NUM_DOSES + 1):
+        added_K = ids_L[place].expand(NUM_DOSES) if choose_K is None else choose_K(drawn_K, k)
+        yield embed(torch.cat([ids_L[: place + 1], added_K[:k], ids_L[place + 1 :]]).to(embed.weight.device))  # type: ignore[arg-type, union-attr]
+
+
+def _raise(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Add a non-negative vector to one token's embedding, once, twice, …"""
+    return _moved(embed, ids_L, generator, lambda direction_D, _: direction_D.abs())
+
+
+def _scatter(embed: nn.Module, ids_L: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Add a vector of the same size and signs that are not all alike, in the same doses."""
+    return _moved(embed, ids_L, generator, lambda direction_D, _: direction_D)
+
+
+def _moved(
+    embed: nn.Module, ids_L: Tensor, generator: torch.Generator, turn: Callable[[Tensor, int], Tensor]
+) -> Iterator[Tensor]:
+    place = int(torch.randint(1, len(ids_L) - 1, (1,), generator=generator))
+    e_LD = embed(ids_L.to(embed.weight.device))  # type: ignore[arg-type, union-attr]
+    direction_D = torch.randn(e_LD.shape[1], generator=generator).to(e_LD)
+    direction_D *= _DOSE * e_LD[place].norm() / direction_D.norm()
+    for k in range(NUM_DOSES + 1):
+        moved_LD = e_LD.clone()
+        moved_LD[place] += k * turn(direction_D, k)
+        yield moved_LD
+
+
+_PROBES: dict[str, tuple[Variant, Variant]] = {
+    "insert": (_insert_copies, _insert_others),
+    "repeat": (_repeat, _insert_others),
+    "raise": (_raise, _scatter),
+}
+"""What is done in doses, and its control."""
+
+
+@torch.no_grad()
+def _num_monotone(model: PreTrainedModel, ids_L: Tensor, variant: Variant, generator: torch.Generator) -> int:
+    """Return how many outputs every further dose moves the same way."""
+    embed = model.get_input_embeddings()
+    logits_KV = torch.stack([_last_logits(model, e_LD) for e_LD in variant(embed, ids_L, generator)])
+    change_KV = logits_KV.diff(dim=0)
+    return int(((change_KV > 0).all(0) | (change_KV < 0).all(0)).sum())
+
+
+def _last_logits(model: PreTrainedModel, e_LD: Tensor) -> Tensor:
+    """Return the logits of the last token; of an encoder-decoder, those of the first token that it would write."""
+    more: dict[str, Any] = {"logits_to_keep": 1}
+    if model.config.is_encoder_decoder:
+        more = {"decoder_input_ids": torch.full((1, 1), model.config.decoder_start_token_id, device=model.device)}
+    return in_eval_mode(model, lambda: model(inputs_embeds=e_LD[None], use_cache=False, **more).logits[0, -1].float())
