@@ -11,6 +11,7 @@ from tiny_pairs import EOS, PAD, pair_tokenizer, random_pairs, write_pairs
 from isotone.config import Data
 from isotone.data.bible import bible_pairs, web_bible
 from isotone.data.corpora import open_corpus
+from isotone.data.document import Document
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS
 from isotone.data.packed import open_packed
 from isotone.data.packing import prepare_data
@@ -201,7 +202,8 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_held_out_verse_repeats_one_that_the_bundled_model_was_trained_on() -> None:
-    trained_on, held_out = [], []
+    trained_on: list[Document] = []
+    held_out: list[Document] = []
     for verse in bible_pairs():
         side = trained_on if assign_split(str(verse.group), DEFAULT_FRACTIONS) == "train" else held_out
         side.append(verse)
