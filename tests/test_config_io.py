@@ -134,7 +134,7 @@ def test_a_fault_of_an_override_names_the_command_line() -> None:
 
 def test_an_unknown_preset_is_answered_with_the_nearest_or_all() -> None:
     assert _fault("pokcet") == "there is no preset 'pokcet'; did you mean pocket?"
-    assert "presets: pocket, pocket-controls, pocket-quick" in _fault("qqqq")
+    assert "presets: pocket, pocket-arcee, pocket-controls, pocket-gated, pocket-quick, pocket-t5" in _fault("qqqq")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

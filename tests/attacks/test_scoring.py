@@ -32,7 +32,7 @@ class LimitedMemory:
             raise torch.OutOfMemoryError("too large")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("t5")])  # pairs have no prefix cache
 def test_prefix_cached_losses_equal_uncached_ones(name: str) -> None:
     model, ids_BL = reactive_model(name), ids(make_windows(3))
     sequences_N = torch.tensor([0, 2, 1, 0, 2, 2, 1])

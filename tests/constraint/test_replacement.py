@@ -82,7 +82,7 @@ def test_a_smooth_activation_becomes_strict_by_being_replaced(tmp_path: Path) ->
         constrain(model, "mlp_both", "projection", "relu", activation=activation)
         save_model(fold(model), None, tmp_path / str(activation))
         verdicts[activation] = certify(tmp_path / str(activation)).verdict
-    assert verdicts == {None: "empirical", "monotone_gelu": "strict", "relu": "strict"}
+    assert verdicts == {None: "local", "monotone_gelu": "strict", "relu": "strict"}
 
 
 def test_architectures_whose_configuration_cannot_say_it_are_refused() -> None:

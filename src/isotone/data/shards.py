@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -215,10 +214,9 @@ def _pack(
                 whole_sides.append(found.whole_sides)
                 num_bytes.append(found.num_bytes)
     signatures = [np.zeros((0, 128), np.uint32)]
-    signature = lru_cache(1)(minhash)  # documents of a group follow each other
     for document in kept:
         stop.check("packing the data")
-        signatures.append(signature(document.group or document.text)[None])
+        signatures.append(minhash(document.text)[None])
     levels = [SPLITS.index(assign_split(d.group or d.text, recipe.fractions, d.splits)) for d in kept]
     arrays = {
         "tokens": np.concatenate(tokens),

@@ -1,0 +1,98 @@
+"""Print what non-negative weights cost and whether they help, model by model: the tables of docs/science.md.
+
+    isotone run benchmarks/quality/pocket-arcee.yaml --seeds 42 1337 2024
+    python benchmarks/quality/quality.py runs/quality-pocket-arcee
+
+Give as many runs as there are. Killed, the first command goes on where it was. A ratio is the exponential of the
+difference of mean losses on the test documents to the baseline's, with the interval of that difference (over documents
+and, where there are several seeds, seeds).
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from isotone import records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders runs/NAME that are complete")
+    for folder in parser.parse_args().runs:
+        results = read(folder)
+        print(f"## {folder.name}\n")
+        print_cost(results)
+        print_rouge(results)
+        print_robustness(results)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the results over seeds, or of the only seed.
+
+    Raises:
+        SystemExit: the run is not complete.
+    """
+    over_seeds, seeds = folder / "summary/final_results.json", sorted(folder.glob("seed-*/results/final_results.json"))
+    if over_seeds.is_file():
+        return records.read_json(over_seeds)
+    if len(seeds) != 1:
+        raise SystemExit(f"{folder} holds no results; finish it with isotone run")
+    return records.read_json(seeds[0])
+
+
+def against_baseline(results: dict[str, Any], metric: str, attack: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return the comparison with the baseline in a metric, by arm; of attacks in the primary protocol alone."""
+    return {
+        c["a"]: c
+        for c in results["comparisons"]
+        if c["metric"] == metric
+        and c["b"] == "baseline"
+        and c["attack"] == attack
+        and c["protocol"] in (None, "prefix")
+    }
+
+
+def print_cost(results: dict[str, Any]) -> None:
+    print("| arm | perplexity | ratio to the baseline | certificate |\n|---|---|---|---|")
+    compared = against_baseline(results, "nll")
+    for arm, found in results["arms"].items():
+        its = compared.get(arm)
+        nll = its["value_a"] if its else next(iter(compared.values()))["value_b"]
+        ratio = "1" if its is None else interval(math.exp(its["difference"]), map(math.exp, its["ci95"]), "{:.3f}")
+        certificate = found["certificate"]["verdict"] if found["certificate"] else "–"
+        print(f"| {arm} | {math.exp(nll):.2f} | {ratio} | {certificate} |")
+    print()
+
+
+def print_rouge(results: dict[str, Any]) -> None:
+    metrics = [m for m in ("rouge1", "rouge2", "rougeLsum") if against_baseline(results, m)]
+    if not metrics:
+        return
+    print("| arm | " + " | ".join(f"{m}, difference" for m in metrics) + " |\n|---" + "|---" * len(metrics) + "|")
+    for arm in against_baseline(results, metrics[0]):
+        cells = []
+        for metric in metrics:
+            its = against_baseline(results, metric)[arm]
+            cells.append(f"{its['value_a']:.3f}, {interval(its['difference'], its['ci95'], '{:+.3f}')}")
+        print(f"| {arm} | {' | '.join(cells)} |")
+    print()
+
+
+def print_robustness(results: dict[str, Any]) -> None:
+    deltas = against_baseline(results, "delta_nll", "ensemble")
+    verdicts = {v["arm"]: v for v in results["verdicts"]}
+    print("| arm | Δ, worst of all attacks | difference to the baseline | verdict |\n|---|---|---|---|")
+    for arm, its in deltas.items():
+        verdict = verdicts[arm]["verdict"] if arm in verdicts else "–"
+        print(f"| {arm} | {its['value_a']:.3f} | {interval(its['difference'], its['ci95'], '{:+.3f}')} | {verdict} |")
+    print()
+
+
+def interval(value: float, bounds: Any, form: str) -> str:
+    low, high = bounds
+    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+
+
+if __name__ == "__main__":
+    main()
