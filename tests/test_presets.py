@@ -51,6 +51,7 @@ def test_the_summarization_track_has_its_numbers(size: str) -> None:
     baseline, monotonic = x.training_of("baseline"), x.training_of("monotonic")
     assert (baseline.epochs, baseline.lr, baseline.warmup, monotonic.warmup) == (7, 5e-5, 0.10, 0.15)
     assert (x.data.source_length, x.data.target_length, x.model.source) == (512, 128, f"google-t5/t5-{size}")
+    assert (baseline.precision, monotonic.precision) == ("fp32", "fp32")
     uses = {use: [part.source.split("/")[1] for part in x.data.sources if part.use == use] for use in ("train", "test")}
     assert uses == {
         "train": ["dialogsum", "highlightsum", "arxiv-summarization"],

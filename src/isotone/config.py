@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
@@ -29,6 +29,9 @@ PUBLISHED_SUCCESS_OF_PAIRS = 0.10
 
 NO_ARMS = ("pretrained", "random")
 """What an arm starts from that is no other arm's end."""
+
+WEB_BIBLE = "web-bible"
+"""The ``data.source`` of the bundled corpus."""
 
 BIBLE_PAIRS = "bible-pairs"
 """The ``data.source`` of the bundled pairs."""
@@ -72,11 +75,20 @@ class PairSource(Part):
     num_documents: Count | None = None
     """Take only the first N pairs."""
 
+    @field_validator("source")
+    @classmethod
+    def _is_not_bundled(cls, source: str) -> str:
+        if source in (WEB_BIBLE, BIBLE_PAIRS):
+            raise ValueError(
+                f"{source} is bundled and cannot be one of several; give it as data.source, without sources"
+            )
+        return source
+
 
 class Data(Part):
     """The corpus, its splits and its packing."""
 
-    source: str = "web-bible"
+    source: str = WEB_BIBLE
     """``web-bible`` or ``bible-pairs`` (bundled), a file or folder (txt, jsonl, jsonl.gz, jsonl.zst, parquet), or a hub
     data set."""
     text_field: str = "text"
@@ -147,6 +159,9 @@ class Data(Part):
             if key in given and getattr(self, key) != type(self).model_fields[key].default:
                 why = "has no meaning for pairs" if self.pairs else "is of pairs; give source_field and target_field"
                 raise ValueError(f"{key}: {why}, or leave it out")
+        for key in ("source_field", "target_file"):
+            if self.source == WEB_BIBLE and getattr(self, key) is not None:
+                raise ValueError(f"{key}: {WEB_BIBLE} holds no pairs; give the source of the pairs, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -7,11 +7,15 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+from datasets.load import load_dataset as load
 from huggingface_hub import constants, errors
+from tiny_pairs import pair_tokenizer, random_pairs, write_pairs
 
 from isotone.config import Data
 from isotone.data.corpora import first_documents, open_corpus
+from isotone.data.packing import prepare_data
 from isotone.errors import IsotoneError, UsageError
+from isotone.interruption import StopFlag
 
 from .conftest import Pack, random_texts, write_jsonl
 
@@ -105,6 +109,33 @@ def test_the_commit_is_pinned_at_the_first_start(
     assert pack("me/corpus") == first
     assert pack("me/corpus", revision=COMMIT)["fingerprint"] == first["fingerprint"]
     assert pack("me/corpus", revision="newer")["revision"] == "f" * 40
+
+
+def test_the_commit_of_each_of_several_sources_is_pinned(
+    hub: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"train": "me/seen", "test": "me/held-out"}
+    files = {
+        name: str(write_pairs(tmp_path / f"{use}.jsonl", random_pairs(60, seed=len(use))))
+        for use, name in names.items()
+    }
+
+    def load_dataset(name: str, config: str | None, **options: Any) -> Any:
+        return load("json", data_files={"train": files[name]}, split=options["split"], streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    def prepare(revision: str | None = None) -> dict[str, Any]:
+        fields = {"source_field": "source", "target_field": "target", "revision": revision}
+        given = [{"source": name, "use": use, **fields} for use, name in names.items()]
+        config = Data(sources=given, source_length=16, target_length=8)  # type: ignore[arg-type]
+        return prepare_data(config, pair_tokenizer(), tmp_path / "packed", max_context=None, stop=StopFlag())
+
+    first = prepare()
+    assert [part["of"]["commit"] for part in first["source"]["sources"]] == [COMMIT, COMMIT]
+    hub["commit"] = "f" * 40
+    assert prepare() == first
+    assert [part["of"]["commit"] for part in prepare("newer")["source"]["sources"]] == ["f" * 40] * 2
 
 
 def test_a_missing_field_or_split_is_named(hub: dict[str, Any]) -> None:

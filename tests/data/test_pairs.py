@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tiny_pairs import EOS, PAD, pair_tokenizer, random_pairs, write_pairs
 
+from isotone import records
 from isotone.config import Data
+from isotone.config_io import experiment_from_dict
 from isotone.data.bible import bible_pairs, web_bible
 from isotone.data.corpora import open_corpus
 from isotone.data.document import Document
@@ -136,7 +138,7 @@ def test_sources_are_trained_on_or_held_out_as_they_say(pack: Pack, tmp_path: Pa
     held_out = ("attack_search", "test", "attack_test")
     assert sum(summary["splits"][split]["documents"] for split in held_out) == 40
     data = open_packed(tmp_path / "packed")
-    assert all(d.id.startswith("held_out.jsonl:") for split in held_out for d in data.documents(split))
+    assert all(d.id.startswith("1/held_out.jsonl:") for split in held_out for d in data.documents(split))
 
 
 def test_training_pairs_that_are_held_out_elsewhere_are_removed(pack: Pack, tmp_path: Path) -> None:
@@ -149,10 +151,23 @@ def test_training_pairs_that_are_held_out_elsewhere_are_removed(pack: Pack, tmp_
     assert removed["train"] + removed["validation"] == 40
 
 
+def test_documents_of_files_with_one_name_stay_apart(pack: Pack, tmp_path: Path) -> None:
+    given = []
+    for seed, use in enumerate(("train", "test", "test")):
+        (tmp_path / str(seed)).mkdir()
+        path = write_pairs(tmp_path / str(seed) / "pairs.jsonl", random_pairs(60, seed=seed))
+        given.append({"source": str(path), **FIELDS, "use": use})
+    pack(Path("web-bible"), sources=given)
+    data = open_packed(tmp_path / "packed")
+    held_out = [d for split in SPLITS[2:] for d in data.documents(split)]
+    assert len({d.id for d in held_out}) == len(held_out) == 120
+    assert {d.id.partition(":")[0] for d in held_out} == {"1/pairs.jsonl", "2/pairs.jsonl"}
+
+
 def test_limits_and_faults_of_sources_are_their_own(tmp_path: Path) -> None:
     given = sources(tmp_path)
     few = Data(sources=[given[0] | {"num_documents": 3}, given[1]])  # type: ignore[arg-type]
-    assert [d.id.partition(":")[0] for d in open_corpus(few).read(2)][:2] == ["seen.jsonl", "held_out.jsonl"]
+    assert [d.id.partition(":")[0] for d in open_corpus(few).read(2)][:2] == ["0/seen.jsonl", "1/held_out.jsonl"]
     for settings, message in (
         ({"sources": given[:1]}, "sources: some have use: train and some use: test"),
         ({"sources": given, "source_field": "x", "target_field": "y"}, "source_field: give it under sources"),
@@ -176,12 +191,38 @@ def test_limits_and_faults_of_sources_are_their_own(tmp_path: Path) -> None:
         ({"source": "bible-pairs", **FIELDS}, "has its own targets"),
         ({"target_file": "a.txt", **FIELDS}, "two text files, or two fields"),
         ({"target_length": 9}, "target_length: is of pairs; give source_field"),
+        (FIELDS, "source_field: web-bible holds no pairs; give the source"),
+        ({"target_file": "a.txt"}, "target_file: web-bible holds no pairs; give the source"),
         ({"sequence_length": 99, **FIELDS}, "sequence_length: has no meaning for pairs"),
     ],
 )
 def test_contradictions_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Data(**settings)
+
+
+@pytest.mark.parametrize("name", ["bible-pairs", "web-bible"])
+@pytest.mark.parametrize("fields", [{}, FIELDS])
+def test_bundled_pairs_among_several_sources_are_refused_by_key(name: str, fields: dict[str, Any]) -> None:
+    given = {"data": {"sources": [{"source": name, "use": "test", **fields}]}}
+    with pytest.raises(UsageError, match=rf"my\.yaml: data\.sources\.0\.source: {name} is bundled"):
+        experiment_from_dict(given, "my.yaml")
+
+
+def test_the_file_that_cannot_be_read_is_named_with_its_own_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("a")
+
+    def sha256_file(path: Path) -> str:
+        if path.name == "b.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return "0"
+
+    monkeypatch.setattr(records, "sha256_file", sha256_file)
+    with pytest.raises(UsageError, match=r"data\.target_file: .*b\.txt cannot be read \(Permission denied\)"):
+        open_corpus(Data(source=str(tmp_path / "a.txt"), target_file=str(tmp_path / "b.txt")))
 
 
 def test_missing_fields_are_named_with_the_key_that_sets_them(tmp_path: Path) -> None:

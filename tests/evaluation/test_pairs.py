@@ -116,6 +116,20 @@ def test_greedy_search_writes_the_most_likely_tokens(name: str, tmp_path: Path) 
         assert text == str(tokenizer.decode(written, skip_special_tokens=True)).strip()
 
 
+def test_a_models_own_settings_of_generation_have_no_say_and_stay_as_they_were(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("t5"), pair_tokenizer()
+    settings = Rouge(beams=2, no_repeat_ngram=0)
+    plain = write_targets(model, tokenizer, documents(), LAYOUT, settings, work=log(tmp_path), identity={"own": "no"})
+    own = model.generation_config
+    own.repetition_penalty, own.min_length, own.suppress_tokens = 5.0, 5, list(range(4, 40))
+    own.early_stopping, own.forced_eos_token_id = True, EOS
+    before = own.to_dict()
+    again = write_targets(model, tokenizer, documents(), LAYOUT, settings, work=log(tmp_path), identity={"own": "yes"})
+    assert again == plain
+    assert model.generation_config is own
+    assert own.to_dict() == before
+
+
 def test_beams_never_repeat_an_ngram_and_keep_to_the_length(tmp_path: Path) -> None:
     settings = Rouge(beams=3, no_repeat_ngram=2, max_tokens=9)
     texts = write_targets(

@@ -1,19 +1,17 @@
 """Where documents come from: the bundled corpus, local files, or a data set on the hub, behind one small interface."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from isotone.config import BIBLE_PAIRS, Data
+from isotone.config import BIBLE_PAIRS, WEB_BIBLE, Data, PairSource
 from isotone.data.document import Document
 from isotone.data.fractions import USES
 from isotone.errors import UsageError
-
-WEB_BIBLE = "web-bible"
-"""The ``data.source`` of the bundled corpus."""
 
 MAX_CHARS = 2_000_000
 """Longer documents are cut into parts, since a text is tokenized and compared as a whole, in memory."""
@@ -36,18 +34,27 @@ class Corpus:
     """The exact commit of a hub data set."""
 
 
-def open_corpus(config: Data, pinned: str | None = None) -> Corpus:
+Asked = tuple[str, str | None, str, str | None]
+"""A hub data set as a configuration asks for it: name, configuration, split and revision."""
+
+
+def asked(config: Data | PairSource) -> Asked:
+    """Return what a configuration asks the hub for."""
+    return config.source, config.config_name, config.split, config.revision
+
+
+def open_corpus(config: Data, pinned: Mapping[Asked, str] = MappingProxyType({})) -> Corpus:
     """Find the corpus that a configuration names.
 
     Args:
         config: source, fields and, for the hub, configuration, split and revision.
-        pinned: commit that an earlier call found for the same hub data set; the hub is then not asked again.
+        pinned: commits that an earlier call found for hub data sets; newer ones are then not looked for.
 
     Raises:
         UsageError: it is not there, cannot be reached, or is of an unknown kind.
     """
     if config.sources:
-        return _open_several(config)
+        return _open_several(config, pinned)
     if config.source in _BIBLE_PACKAGES:
         return _open_bible(config.source)
     from isotone.data.local_files import SUFFIXES, Fields, open_files, open_parallel
@@ -62,11 +69,11 @@ def open_corpus(config: Data, pinned: str | None = None) -> Corpus:
         raise UsageError(f"data.source: there is no file or folder {config.source}")
     from isotone.data.hub import open_hub
 
-    return open_hub(config, pinned)
+    return open_hub(config, pinned.get(asked(config)))
 
 
-def _open_several(config: Data) -> Corpus:
-    """Open sources of pairs one after the other; names tell the sources apart."""
+def _open_several(config: Data, pinned: Mapping[Asked, str]) -> Corpus:
+    """Open sources of pairs one after the other; positions tell those of one name apart."""
     corpora = [
         (
             part,
@@ -78,7 +85,8 @@ def _open_several(config: Data) -> Corpus:
                     config_name=part.config_name,
                     split=part.split,
                     revision=part.revision,
-                )
+                ),
+                pinned,
             ),
         )
         for part in config.sources
@@ -86,8 +94,8 @@ def _open_several(config: Data) -> Corpus:
 
     def read(skip: int) -> Iterator[Document]:
         documents = (
-            replace(document, id=f"{_name(part.source)}:{document.id}", splits=USES[part.use])
-            for part, corpus in corpora
+            replace(document, id=f"{position}/{_name(part.source)}:{document.id}", splits=USES[part.use])
+            for position, (part, corpus) in enumerate(corpora)
             for document in islice(corpus.read(0), part.num_documents)
         )
         return islice(documents, skip, None)

@@ -106,7 +106,7 @@ def open_parallel(source: Path, target: Path) -> Corpus:
     for key, path in (("source", source), ("target_file", target)):
         if not path.is_file():
             raise UsageError(f"data.{key}: there is no file {path}; pairs are the lines of two text files")
-    hashes = _hashes([source, target])
+    hashes = [*_hashes([source]), *_hashes([target], key="target_file")]
     num_source, num_target = (sum(1 for _ in _whole_lines(path)) for path in (source, target))
     if num_source != num_target:
         raise UsageError(
@@ -123,11 +123,11 @@ def open_parallel(source: Path, target: Path) -> Corpus:
     return Corpus({"kind": "parallel files", "sha256": records.hash_json([digest for _, digest in hashes])}, read)
 
 
-def _hashes(files: list[Path], root: Path | None = None) -> list[list[str]]:
+def _hashes(files: list[Path], root: Path | None = None, key: str = "source") -> list[list[str]]:
     try:
         return [[f.relative_to(root).as_posix() if root else f.name, records.sha256_file(f)] for f in files]
     except OSError as error:
-        raise UsageError(f"data.source: {error.filename} cannot be read ({error.strerror})") from error
+        raise UsageError(f"data.{key}: {error.filename} cannot be read ({error.strerror})") from error
 
 
 def _whole_lines(path: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from isotone import records
 from isotone.config import Data
 from isotone.data.assembly import Assembly
-from isotone.data.corpora import Corpus, open_corpus
+from isotone.data.corpora import Asked, Corpus, open_corpus
 from isotone.data.packed import DATASET
 from isotone.data.shards import PairRecipe, Recipe, Shard, read_into_shards
 from isotone.errors import UsageError
@@ -66,7 +66,7 @@ def prepare_data(
     recipe = _recipe(config, tokenizer, max_context, vocab_size)
     work = folder.with_name(f"{folder.name}.unfinished")
     done, begun = (_read_if_there(path) for path in (folder / DATASET, work / _PLAN))
-    corpus = open_corpus(config, next((p for p in (_pinned(config, done), _pinned(config, begun)) if p), None))
+    corpus = open_corpus(config, _pinned(begun) | _pinned(done))
     plan = {"source": corpus.identity, "asked_revision": config.revision, "settings": _settings(config, recipe)}
     if done and _same(done, plan) and _intact(folder):
         shutil.rmtree(work, ignore_errors=True)
@@ -157,13 +157,20 @@ def _read_if_there(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _pinned(config: Data, plan: dict[str, Any] | None) -> str | None:
-    """Return the commit that an earlier call took for the same hub data set and revision."""
-    if plan is None or plan["asked_revision"] != config.revision:
-        return None
-    source = plan["source"]
-    asked = {"name": config.source, "config_name": config.config_name, "split": config.split}
-    return source["commit"] if {k: source.get(k) for k in asked} == asked else None
+def _pinned(plan: dict[str, Any] | None) -> dict[Asked, str]:
+    """Return the commits that an earlier call took, by what was asked for."""
+    if plan is None:
+        return {}
+    if plan["source"]["kind"] == "several":
+        given = zip(plan["source"]["sources"], plan["settings"]["sources"], strict=True)
+        found = [(part["of"], asked["revision"]) for part, asked in given]
+    else:
+        found = [(plan["source"], plan["asked_revision"])]
+    return {
+        (of["name"], of["config_name"], of["split"], revision): of["commit"]
+        for of, revision in found
+        if of["kind"] == "hub"
+    }
 
 
 def _same(plan: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -7,10 +7,11 @@ its stemmer. ROUGE-Lsum takes each line for a sentence, so texts are cut into li
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
@@ -88,8 +89,7 @@ def write_targets(
         of_batch, ids_BL = layout.trimmed(rows_of(documents, batch))
         source_BS = of_batch.sides(ids_BL)[0].to(model.device)
         mask_BS = (source_BS != layout.pad).long()
-        generate: Any = model.generate
-        ids_BT = generate(input_ids=source_BS, attention_mask=mask_BS, generation_config=search)
+        ids_BT = _generate(model, search, source_BS, mask_BS)
         return [text.strip() for text in tokenizer.batch_decode(ids_BT, skip_special_tokens=True)]
 
     header = {
@@ -136,6 +136,17 @@ def _scorer() -> Any:
 
 def _lines(text: str) -> str:
     return _SENTENCE_END.sub("\n", text.strip())
+
+
+def _generate(model: PreTrainedModel, search: GenerationConfig, source_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """Return tokens by a search that has nothing of the model's own, which otherwise fills what is left open."""
+    own, generate = model.generation_config, cast(Any, model.generate)
+    model.generation_config = search
+    try:
+        ids_BT: Tensor = generate(input_ids=source_BS, attention_mask=mask_BS, generation_config=search)
+    finally:
+        model.generation_config = own
+    return ids_BT
 
 
 def _start_token(model: PreTrainedModel) -> int:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isotone.config import BIBLE_PAIRS, Data
-from isotone.data.corpora import WEB_BIBLE
+from isotone.config import BIBLE_PAIRS, WEB_BIBLE, Data
 from isotone.data.fractions import SPLITS
 from isotone.data.packed import DATASET, open_packed
 from isotone.errors import UsageError

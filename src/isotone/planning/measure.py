@@ -305,7 +305,8 @@ class Meter:
 
     def _pack(self, tokenizer: Any) -> float | None:
         """Return bytes of the corpus a second that are tokenized, compared and packed."""
-        from isotone.data.corpora import WEB_BIBLE, open_corpus
+        from isotone.config import WEB_BIBLE
+        from isotone.data.corpora import open_corpus
         from isotone.data.packing import prepare_data
         from isotone.interruption import StopFlag
 
