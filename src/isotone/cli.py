@@ -183,7 +183,7 @@ def submit(
 @app.command()
 def sweep(
     experiment: ExperimentArgument,
-    seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, else the first of seeds.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Else EXPERIMENT_SEED, sweep.seed, the first of seeds.")] = None,
     out: OutOption = Path("runs"),
     overrides: SetOption = [],  # noqa: B006
     only: Annotated[str | None, typer.Option(metavar="PART", help="A point's id, setup or table: this alone.")] = None,
@@ -197,10 +197,11 @@ def sweep(
     debug: DebugOption = False,
 ) -> None:
     """Try every combination of an experiment's sweep, choose on validation text, write best.yaml; again: continue."""
-    from isotone.config_io import load_experiment, resolve_seed
+    from isotone.config_io import load_experiment
+    from isotone.sweep.points import resolve_seed_of_points
 
     config = load_experiment(experiment, overrides)
-    chosen_seed = resolve_seed(config, seed)
+    chosen_seed = resolve_seed_of_points(config, seed)
     if dry_run:
         from isotone.sweep.cost import format_cost
 

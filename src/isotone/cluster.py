@@ -15,7 +15,12 @@ from isotone.config_types import Count, Part, Positive, Share
 FURTHER_STAGES = ("gcg", "coordinate", "pgd", "frequency", "probe", "transfer")
 """Stages of number 6 that an experiment may ask for beside HotFlip and triggers."""
 
-STAGES = ("setup", "constrain", "train", "evaluate", "triggers", "hotflip", *FURTHER_STAGES, "aggregate", "summary")
+POINTS = "points"
+"""Stage of a job that runs a whole point of a sweep: it asks for what training does, on one device. Stages of arms are
+named train_ARM, so none is called this."""
+
+_CHAIN = ("setup", "constrain", "train", "evaluate", "triggers", "hotflip", *FURTHER_STAGES, "aggregate", "summary")
+STAGES = (*_CHAIN, POINTS)
 """Names under ``cluster.stages``; single training stages are train_ARM."""
 
 LIGHT_STAGES = ("setup", "aggregate", "summary")
@@ -169,7 +174,8 @@ class Cluster(Part):
     max_requeues: Annotated[int, Field(ge=0)] = 50
     """How often a job may put itself back into the queue."""
     stages: dict[str, Resources] = {}
-    """By stage (setup, constrain, train, train_ARM, evaluate, triggers, hotflip, aggregate, summary): what differs."""
+    """By stage (setup, constrain, train, train_ARM, evaluate, triggers, hotflip, aggregate, summary; points of sweeps):
+    what differs."""
     max_time: Duration | None = None
     """The longest limit that the partition allows, for ``plan``; asked of sinfo where not given."""
     free_disk: Size | None = None
@@ -195,7 +201,7 @@ class Cluster(Part):
             shared |= {"gpus": self.gpus, "gres": self.gres, "nodes": self.nodes}
         elif stage not in LIGHT_STAGES:  # one process, one device
             shared |= {"gpus": self.gpus and 1, "gres": one_device(self.gres)}
-        kinds = ("train", stage) if stage.startswith("train_") else (stage,)
+        kinds = ("train", stage) if stage.startswith("train_") or stage == POINTS else (stage,)
         for kind in kinds:
             own = self.stages.get(kind, Resources()).model_dump(exclude_none=True)
             if "gpus" in own:

@@ -654,6 +654,8 @@ class Sweep(Part):
     values between theirs until it has as many points as the arm with most."""
     num_documents: Count | None = None
     """Take only the first N documents of the validation split."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Of all points, unless ``--seed`` or EXPERIMENT_SEED gives another; the first of ``seeds`` unless given."""
 
 
 class Runtime(Part):

@@ -22,6 +22,10 @@ class UsageError(IsotoneError):
     exit_code = 2
 
 
+class DivergedError(IsotoneError):
+    """A training's loss or gradient is not finite: another attempt, in the same bits, ends in the same way."""
+
+
 class CheckFailedError(IsotoneError):
     """A check that was asked for says no: doctor, certify, plan."""
 

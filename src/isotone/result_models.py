@@ -329,7 +329,8 @@ class SweptPoint(_Result):
     settings: dict[str, Any]
     """Values by axis, a dotted key of the arm."""
     state: str
-    """complete; refused (the combination does not fit); failed; or how far it is, as ``isotone status`` says."""
+    """complete; refused (the combination does not fit); diverged (a loss that is not finite); or how far it is, as
+    ``isotone status`` says."""
     reason: str
     """Why it is not complete, or cannot be chosen."""
     nll: float | None = None

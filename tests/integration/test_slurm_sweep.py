@@ -67,7 +67,7 @@ def test_an_interrupted_element_goes_on_and_the_bytes_are_those_of_one_process(
     shown = isotone("status", out / "tiny/sweep", **cluster.environment)
     assert f"job {table}" in shown.stdout, shown.stderr
     wait_for(lambda: not cluster.jobs(), CHAIN_S, f"the end of the sweep: {cluster.jobs()}")
-    ends = [line for line in records.JsonLines(first / "logs/jobs.jsonl").read() if line["stage"] == "train_points"]
+    ends = [line for line in records.JsonLines(first / "logs/jobs.jsonl").read() if line["stage"] == "points"]
     assert [line["code"] for line in ends] == [75, 0], ends
     assert {line["job_id"] for line in ends} == {elements[next(iter(elements))]}
     sweep = records.read_json(out / "tiny/sweep/sweep.json")

@@ -10,6 +10,7 @@ import pytest
 from isotone import records
 from isotone.config import Experiment
 from isotone.config_io import dump_yaml
+from isotone.config_recipes import with_recipes
 from isotone.result_models import Ratio, SweepResults, SweptPoint
 from isotone.sweep.attacked import with_remainders
 from isotone.sweep.figure import sweep_figure
@@ -62,6 +63,24 @@ def test_the_chosen_point_shows_the_remainder_beside_every_control(
     shown = with_remainders(results, SweepDirectory.of(tmp_path, "tiny"), tiny(), points)
     by_id = {p.id: [r.control for r in p.remainders] for p in shown.points if p.remainders}
     assert by_id == {results.chosen["monotonic"]: ["cooler", "noisy"]}
+
+
+def test_what_a_recipe_adds_when_best_is_run_is_no_other_choice(
+    tiny: Tiny, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    experiment = tiny(
+        training=tree["training"] | {"distill": {"logits": 0.1}},
+        arms={"baseline": {}, "monotonic": {"constraint": {"recipe": "published"}}},
+        sweep={"arms": {"monotonic": {"training.lr": [1e-3, 1e-2]}}},
+    )
+    points = build_points(experiment, 7)
+    results = found(points)
+    best = best_of(experiment, results.chosen, points)
+    resolved = with_recipes(best, lambda: "layer_norm")
+    assert resolved != best
+    run_best(tmp_path, resolved)
+    shown = with_remainders(results, SweepDirectory.of(tmp_path, "tiny"), experiment, points)
+    assert [p.id for p in shown.points if p.remainders] == [results.chosen["monotonic"]]
 
 
 def test_a_run_of_another_choice_shows_nothing(tiny: Tiny, points: list[Point], tmp_path: Path) -> None:

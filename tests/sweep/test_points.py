@@ -69,6 +69,15 @@ def test_gaps_between_learning_rates_are_filled_widest_first() -> None:
     assert baseline_axes([{"constraint.scope": ["mlp_in", "mlp_both"]}], 2) == {}
 
 
+def test_training_as_a_whole_is_an_axis_of_the_baseline_too(tiny: Tiny) -> None:
+    wholes = [{"lr": 1e-3}, {"lr": 1e-2, "warmup": 0.2}]
+    points = build_points(tiny(sweep={"arms": {"monotonic": {"training": wholes}}}), 1)
+    for arm in ("baseline", "monotonic"):
+        assert [p.settings["training"] for p in points if p.arm == arm] == wholes
+    axes = baseline_axes([{"training.warmup": [0.1]}, {"training": wholes}], 2)
+    assert list(axes) == ["training", "training.warmup"]  # the other way round would undo the warmup
+
+
 def test_a_search_of_its_own_is_the_baselines(tiny: Tiny) -> None:
     arms = {**AXES, "baseline": {"training.lr": [3e-3]}}
     points = build_points(tiny(sweep={"arms": arms}), 1)

@@ -17,14 +17,15 @@ from isotone import records
 from isotone.config import Experiment
 from isotone.config_io import experiment_from_dict, load_experiment
 from isotone.data.packed import PackedData
-from isotone.errors import BlockedError, Stopped
+from isotone.errors import BlockedError, Stopped, UsageError
 from isotone.interruption import StopFlag
 from isotone.pipeline.graph import Node
 from isotone.pipeline.lease import lease
 from isotone.result_models import SWEEP, json_schema
-from isotone.sweep.points import SweepDirectory, build_points
-from isotone.sweep.running import Sweeping, run_sweep
-from isotone.sweep.standing import sweep_status
+from isotone.sweep.points import SweepDirectory, build_points, resolve_seed_of_points
+from isotone.sweep.running import TABLE, Sweeping, run_sweep
+from isotone.sweep.standing import standing_of, sweep_status
+from isotone.training.loop import Trainer
 
 from .conftest import Tiny
 
@@ -79,9 +80,10 @@ def test_status_shows_every_point_and_the_table(finished: Path) -> None:
 
 def test_a_complete_sweep_is_not_done_again_and_can_be_moved(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "moved"))
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/*.json")}
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*-seed-*/records/*.json")}
+    assert len(before) == 4 * 3 + 2  # setup, training and evaluation of four points, stage 1 of two
     sweep(tiny(), out)
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("seed-*/*.json")} == before
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*-seed-*/records/*.json")} == before
     assert differences(finished, out) == []
 
 
@@ -167,8 +169,71 @@ def test_a_training_that_fails_is_told_and_does_not_end_the_sweep(tiny: Tiny, tm
     arms = {"monotonic": {"training.lr": [1e-3, 1e30]}, "baseline": {"training.lr": [1e-3]}}
     folder = sweep(tiny(sweep={"arms": arms}), tmp_path).root
     found = records.read_json(folder / "sweep.json")
-    assert [p["state"] for p in found["points"]] == ["complete", "complete", "failed"]
+    assert [p["state"] for p in found["points"]] == ["complete", "complete", "diverged"]
     assert "loss nan" in found["points"][2]["reason"]
+    assert "1 points diverged" in (folder / "sweep.md").read_text()
+    assert found["chosen"].keys() == {"baseline", "monotonic"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: uncorrectable ECC error"), OSError(5, "Input/output")])
+def test_what_a_device_or_a_disk_did_to_a_point_is_no_end_and_nothing_is_chosen_until_it_was_tried_again(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    experiment = tiny(sweep={"arms": {"baseline": {"training.lr": [1e-3, 1e-2]}}})
+    first, _ = build_points(experiment, SEED)
+
+    def broken(*args: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken_machine:
+        broken_machine.setattr(Trainer, "_apply_gradients", broken)
+        with pytest.raises(type(error)):
+            sweep(experiment, tmp_path)
+    directory = SweepDirectory.of(tmp_path, "tiny")
+    now = standing_of(directory, first, SEED)
+    assert (now.state, now.settled) == ("failed", False)
+    with pytest.raises(BlockedError, match=f"{first.id} is failed"):
+        sweep(experiment, tmp_path, only=TABLE)
+    assert records.read_json(directory.table)["chosen"] == {}
+    assert not directory.best.exists()
+    sweep(experiment, tmp_path)
+    assert records.read_json(directory.table)["chosen"].keys() == {"baseline"}
+
+
+def test_a_setup_that_is_refused_refuses_no_point(tiny: Tiny, tree: dict[str, Any], tmp_path: Path) -> None:
+    data = tree["data"] | {"source": str(tmp_path / "late.jsonl")}
+    experiment = tiny(data=data, sweep={"arms": {"baseline": {"training.lr": [1e-3, 1e-2]}}})
+    directory, points = SweepDirectory.of(tmp_path, "tiny"), build_points(experiment, SEED)
+    with pytest.raises(UsageError, match=r"late\.jsonl"):
+        sweep(experiment, tmp_path, only="setup")
+    now = standing_of(directory, points[0], SEED)
+    assert (now.state, now.settled) == ("blocked", False)
+    assert "needs setup, which failed: " in now.reason
+    with pytest.raises(BlockedError, match=f"{points[0].id} is blocked"):
+        sweep(experiment, tmp_path, only=TABLE)
+    shutil.copy(tree["data"]["source"], tmp_path / "late.jsonl")
+    sweep(experiment, tmp_path)
+    assert records.read_json(directory.table)["searched"] == {"baseline": 2}
+
+
+def test_the_best_experiment_keeps_the_seeds_and_status_finds_the_points(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = tiny(seeds=[1, 2, 3], sweep={"arms": {"baseline": {"training.lr": [1e-3]}}})
+    directory = sweep(experiment, tmp_path)
+    assert load_experiment(directory.best).seeds == (1, 2, 3)
+    assert {row["state"] for row in sweep_status(directory)} == {"complete"}
+    assert resolve_seed_of_points(directory.load()) == SEED  # what was written down continues this sweep
+    assert resolve_seed_of_points(experiment) == 1
+    assert resolve_seed_of_points(directory.load(), 3) == 3
+
+
+def test_a_part_leaves_the_experiment_of_a_later_sweep_alone(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "runs"))
+    directory = SweepDirectory.of(out, "tiny")
+    before = directory.experiment_file.read_text()
+    earlier = tiny(sweep={"arms": {"baseline": {"training.lr": [1e-3]}}})
+    point = build_points(earlier, SEED)[0].id
+    sweep(earlier, out, only=point)
+    assert directory.experiment_file.read_text() == before
 
 
 def test_while_another_process_holds_a_point_nothing_is_chosen(tiny: Tiny, tmp_path: Path) -> None:

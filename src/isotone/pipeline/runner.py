@@ -214,7 +214,7 @@ def _attempt(context: Context) -> None:
         team.first(lambda: _write_record(context, outputs, started))
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
-        ended = {"ended": time.time(), "outcome": _outcome(error), "exit_code": code}
+        ended = {"ended": time.time(), "outcome": _outcome(error), "exit_code": code, "error": type(error).__name__}
         note({**entry, **ended, "reason": str(error) or repr(error)})
         raise
     finally:

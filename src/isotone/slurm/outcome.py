@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isotone import records
+from isotone.cluster import POINTS
 from isotone.config_io import load_experiment
 from isotone.errors import IsotoneError
 from isotone.pipeline.graph import Graph, Node
@@ -23,9 +24,6 @@ from isotone.pipeline.status import seed_of
 from isotone.slurm.queue import JobState, job_state
 
 COMPLETE, REQUEUE, GIVE_UP = 0, 75, 1
-ALL = "train_points"
-"""Stage of a job that runs a whole point of a sweep."""
-
 _CONTINUES = 75
 """Exit code of a run that stopped safely."""
 _KILLED = 128
@@ -97,13 +95,13 @@ def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decisi
     """
     experiment, seed = load_experiment(str(run.experiment_file), []), seed_of(run)
     graph = Graph(experiment)
-    nodes = [node for node in graph.nodes if stage == ALL or graph.stage_of(node) == stage]
+    nodes = [node for node in graph.nodes if stage == POINTS or graph.stage_of(node) == stage]
     now = progress(run, nodes)
     missing = [str(n) for n in nodes if standing(run, graph, experiment, seed, n).state != "complete"]
     if not missing:
         return Decision(COMPLETE, "complete", f"{stage} is complete", now)
     attempts = records.JsonLines(run.attempts).read()
-    if stage == ALL and end.exit_code == 0 and attempts and attempts[-1]["outcome"] == "failed":
+    if stage == POINTS and end.exit_code == 0 and attempts and attempts[-1]["outcome"] == "failed":
         return Decision(COMPLETE, "complete", f"the point has ended: {attempts[-1]['reason']}", now)
     cause = end.cause
     if cause == "failed":

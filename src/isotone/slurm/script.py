@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from isotone.cluster import LIGHT_STAGES, Cluster, Resources, duration_s, one_device
+from isotone.cluster import LIGHT_STAGES, POINTS, Cluster, Resources, duration_s, one_device
 from isotone.errors import UsageError
 
 TITLES = {
@@ -98,7 +98,7 @@ class JobScript:
 
 @dataclass(frozen=True)
 class SweepJob(JobScript):
-    """A job of a sweep: its stage is ``setup``, ``train_points`` (an array, one element a point) or ``aggregate``.
+    """A job of a sweep: its stage is ``setup``, ``points`` (an array, one element a point) or ``aggregate``.
 
     Attributes:
         points: the ids of all points that can begin, of which each element of the array runs one.
@@ -111,12 +111,12 @@ class SweepJob(JobScript):
     @property
     def is_array(self) -> bool:
         """Return whether it has elements."""
-        return self.stage == "train_points"
+        return self.stage == POINTS
 
     @property
     def part(self) -> str:
         """Return what ``isotone sweep --only`` calls it, but for a single point."""
-        return {"train_points": "points", "aggregate": "table"}.get(self.stage, self.stage)
+        return "table" if self.stage == "aggregate" else self.stage
 
     @property
     def job_name(self) -> str:
@@ -142,7 +142,7 @@ class SweepJob(JobScript):
 
     def command(self) -> str:
         """Return what python is to run, as shell words."""
-        experiment = str(self.file.parent.parent / "experiment.yaml")
+        experiment = str(self.file.parent / "experiment.yaml")
         run = ["sweep", experiment, "--out", str(self.runs), "--seed", str(self.seed), "--only"]
         return shlex.join(["-m", "isotone", *run]) + (' "$POINT"' if self.is_array else f" {self.part}")
 
@@ -215,7 +215,7 @@ def sbatch_options(job: JobScript, cluster: Cluster) -> list[str]:
 def asked_for(job: JobScript, cluster: Cluster) -> Resources:
     """Return what a job asks for: what its stage does, and no more than one device and node for one process."""
     asked = cluster.resources(job.stage)
-    if job.is_shared or not job.stage.startswith("train_"):
+    if job.is_shared or not (job.stage.startswith("train_") or job.stage == POINTS):
         return asked
     return asked.model_copy(update={"nodes": None, "gpus": asked.gpus and 1, "gres": one_device(asked.gres)})
 

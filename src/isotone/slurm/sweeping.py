@@ -28,7 +28,7 @@ from isotone.slurm.submission import (
     require_shared_folder,
     settled_jobs,
 )
-from isotone.sweep.points import Point, SweepDirectory, build_points
+from isotone.sweep.points import Point, SweepDirectory, build_points, with_seed_of_points
 from isotone.sweep.standing import standing_of, sweep_status
 
 Say = Callable[[str], None]
@@ -57,7 +57,8 @@ def submit_sweep(experiment: Experiment, seed: int, site: str | None, out: Path,
         experiment, points, jobs = _jobs(experiment, seed, cluster, out)
         queued = _queued(directory)
         _require_same_sweep(experiment, directory, queued)
-        due = [i for i, point in enumerate(points) if point.id not in queued and not _at_end(directory, point, seed)]
+        open_points = [i for i, point in enumerate(points) if not standing_of(directory, point, seed).settled]
+        due = [i for i in open_points if points[i].id not in queued]
         jobs[POINTS] = replace(jobs[POINTS], due=tuple(due))
         wanted = [part for part in (SETUP, POINTS) if part not in queued] if due else []
         wanted = [part for part in wanted if part != SETUP or not _is_set_up(directory, points[0], seed)]
@@ -66,12 +67,15 @@ def submit_sweep(experiment: Experiment, seed: int, site: str | None, out: Path,
         if refused := [line for part in wanted if (line := refusal(jobs[part], cluster))]:
             raise UsageError("\n".join([*refused, "nothing was submitted"]))
         directory.keep(experiment)
-        if TABLE in queued:
-            queue.cancel([queued.pop(TABLE)])
+        records.make_folder(directory.jobs)
+        records.write_text(_experiment_of_jobs(directory), dump_yaml(experiment))
+        replaced = queued.pop(TABLE, None)
         for part in wanted:
             records.make_folder(jobs[part].log_folder)
             records.write_text(jobs[part].file, render(jobs[part], cluster))
             _submit(directory, jobs[part], queued)
+        if replaced:  # only now: had Slurm refused a job, the table of those before it would have been lost
+            queue.cancel([replaced])
     for part in (SETUP, TABLE):
         say(f"{jobs[part].job_name}: {f'job {queued[part]}' if part in queued else 'complete'}")
     for point in points:
@@ -105,12 +109,12 @@ def _jobs(
     experiment: Experiment, seed: int, cluster: Cluster, out: Path
 ) -> tuple[Experiment, list[Point], dict[str, SweepJob]]:
     """Return the experiment as its jobs read it, the points that can begin, and the jobs by part."""
-    experiment = for_cluster(experiment, cluster).model_copy(update={"seeds": (seed,)})
+    experiment = with_seed_of_points(for_cluster(experiment, cluster), seed)
     points = [point for point in build_points(experiment, seed) if point.experiment]
     if not points:
         raise UsageError(f"experiment {experiment.name}: every point of its sweep is refused; isotone sweep --dry-run")
     directory = SweepDirectory.of(out, experiment.name)
-    stages = {SETUP: "setup", POINTS: "train_points", TABLE: "aggregate"}
+    stages = {SETUP: "setup", POINTS: POINTS, TABLE: "aggregate"}
     jobs = {
         part: SweepJob(
             name=experiment.name,
@@ -138,11 +142,6 @@ def _queued(directory: SweepDirectory) -> dict[str, str]:
     return {part: job_id for part, job_id in last.items() if job_id in waiting}
 
 
-def _at_end(directory: SweepDirectory, point: Point, seed: int) -> bool:
-    """Return whether another attempt is of no use; what has failed may have failed by its node."""
-    return standing_of(directory, point, seed).state in ("complete", "refused")
-
-
 def _is_written(directory: SweepDirectory) -> bool:
     return directory.table.is_file() and sweep_status(directory)[-1]["state"] == "complete"
 
@@ -154,13 +153,18 @@ def _is_set_up(directory: SweepDirectory, point: Point, seed: int) -> bool:
     return standing(run, Graph(point.experiment), point.experiment, seed, Node("setup")).state == "complete"
 
 
+def _experiment_of_jobs(directory: SweepDirectory) -> Path:
+    """Return the experiment that jobs read: their own, as the sweep's follows whoever runs it beside them."""
+    return directory.jobs / "experiment.yaml"
+
+
 def _require_same_sweep(experiment: Experiment, directory: SweepDirectory, queued: Mapping[str, str]) -> None:
     """Refuse to change what jobs in the queue are about to read.
 
     Raises:
         UsageError: the sweep differs from the one that they were submitted with.
     """
-    file = directory.experiment_file
+    file = _experiment_of_jobs(directory)
     if queued and file.is_file() and file.read_text(encoding="utf-8") != dump_yaml(experiment):
         raise UsageError(
             f"{file}: job {next(iter(queued.values()))} is in the queue with other values of the experiment; take it "

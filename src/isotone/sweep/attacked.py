@@ -7,6 +7,8 @@ from typing import Any
 from isotone import records
 from isotone.config import Experiment
 from isotone.config_io import load_experiment
+from isotone.config_recipes import with_recipes
+from isotone.models.describe import norm_of
 from isotone.pipeline.run_directory import ExperimentDirectory
 from isotone.result_models import SweepRemainder, SweepResults
 from isotone.sweep.points import BASELINE, Point, SweepDirectory, best_of
@@ -44,7 +46,8 @@ def _is_of(best: Experiment, runs: ExperimentDirectory) -> bool:
         training = experiment.training.model_dump(exclude={"precision"})  # resolved in a run
         return experiment.arms, training, experiment.model.source, experiment.data
 
-    return all(asked(load_experiment(Path(run.experiment_file))) == asked(best) for run in runs.runs.values())
+    wanted = asked(with_recipes(best, lambda: norm_of(best.model)))  # as a run resolves it
+    return all(asked(load_experiment(Path(run.experiment_file))) == wanted for run in runs.runs.values())
 
 
 def _remainder(entry: dict[str, Any]) -> SweepRemainder:

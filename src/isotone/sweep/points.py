@@ -9,7 +9,7 @@ from typing import Any
 
 from isotone import records
 from isotone.config import Arm, Experiment, Runtime, Sweep
-from isotone.config_io import dump_yaml, experiment_from_dict, load_experiment
+from isotone.config_io import dump_yaml, experiment_from_dict, load_experiment, resolve_seed
 from isotone.config_sweep import with_settings
 from isotone.errors import UsageError
 from isotone.pipeline.graph import Graph
@@ -65,7 +65,7 @@ class SweepDirectory:
 
     @property
     def experiment_file(self) -> Path:
-        """The experiment with its axes, and the seed as its only one."""
+        """The experiment with its axes, and the seed of its points."""
         return self.root / "experiment.yaml"
 
     @property
@@ -113,6 +113,30 @@ def require_sweep(experiment: Experiment) -> Sweep:
     return experiment.sweep
 
 
+def seed_of_points(experiment: Experiment) -> int:
+    """Return the seed that all points have, unless another one is asked for."""
+    given = experiment.sweep.seed if experiment.sweep else None
+    return experiment.seeds[0] if given is None else given
+
+
+def resolve_seed_of_points(experiment: Experiment, seed: int | None = None) -> int:
+    """Return the seed that was asked for, else EXPERIMENT_SEED, else the experiment's for its points.
+
+    Raises:
+        UsageError: it is not a whole number from 0 to 2^63 - 1.
+    """
+    return resolve_seed(experiment.model_copy(update={"seeds": (seed_of_points(experiment),)}), seed)
+
+
+def with_seed_of_points(experiment: Experiment, seed: int) -> Experiment:
+    """Return the experiment that says itself which seed its points have; its own seeds stay, for what is best.
+
+    Raises:
+        UsageError: the experiment has no sweep.
+    """
+    return experiment.model_copy(update={"sweep": require_sweep(experiment).model_copy(update={"seed": seed})})
+
+
 def build_points(experiment: Experiment, seed: int) -> list[Point]:
     """Return the points of a sweep: the baseline's first, then each arm's, in the order of their values.
 
@@ -150,10 +174,11 @@ def baseline_axes(swept: Sequence[Axes] | Any, wanted: int) -> dict[str, list[An
     the widest gap, as a ratio, first. Without two learning rates the baseline has fewer points, and the table says so.
     """
     axes: dict[str, list[Any]] = {}
-    for of_arm in swept:
+    for of_arm in swept:  # training as a whole may be one: as the first it does not undo the others
         for key, values in of_arm.items():
-            if key.startswith("training."):
+            if key.partition(".")[0] == "training":
                 axes[key] = [*axes.get(key, []), *(v for v in values if v not in axes.get(key, []))]
+    axes = dict(sorted(axes.items(), key=lambda axis: axis[0] != "training"))
     rates = sorted(float(v) for v in axes.get(_LR, []) if v is not None)
     others = math.prod(len(values) for key, values in axes.items() if key != _LR)
     while len(rates) > 1 and len(rates) * others < wanted:

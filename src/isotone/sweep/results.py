@@ -10,7 +10,7 @@ from isotone.comparisons import Quantity, compare, evaluation_quantities
 from isotone.config import Experiment
 from isotone.pipeline.graph import Node
 from isotone.result_models import Ratio, SweepResults, SweptPoint
-from isotone.sweep.points import BASELINE, Point, SweepDirectory
+from isotone.sweep.points import BASELINE, Point, SweepDirectory, seed_of_points
 from isotone.sweep.standing import PointStanding, found_by, standing_of
 
 
@@ -20,7 +20,7 @@ def build_results(directory: SweepDirectory, experiment: Experiment, points: Seq
     Chosen is, for each arm, the complete point with the lowest loss on all validation documents; of equal ones the
     first. Nothing is chosen while a point is open, or an arm has none that can be.
     """
-    seed = experiment.seeds[0]
+    seed = seed_of_points(experiment)
     standings = {point.id: standing_of(directory, point, seed) for point in points}
     swept = {point.id: _swept(directory, point, standings[point.id], seed) for point in points}
     best = {arm: _best([swept[p.id] for p in points if p.arm == arm]) for arm in dict.fromkeys(p.arm for p in points)}
@@ -83,6 +83,8 @@ def _notes(points: Sequence[SweptPoint], settled: bool, best: dict[str, SweptPoi
                 f"Unequal searches: {arm} has {counts[arm]} complete points and the baseline {counts[BASELINE]}; give "
                 f"sweep.arms.baseline more values, or two values of training.lr between which it can be filled in."
             )
+    if diverged := sum(point.state == "diverged" for point in points):
+        notes.append(f"{diverged} points diverged: their loss became not finite, and they cannot be chosen.")
     if failed := sum(point.state == "failed" for point in points):
         notes.append(f"{failed} points failed, and nothing is known of them; the same command tries them again.")
     if not settled:

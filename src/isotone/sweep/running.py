@@ -11,7 +11,7 @@ from isotone.interruption import StopFlag
 from isotone.pipeline.graph import Node
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.runner import Request, run_nodes
-from isotone.sweep.points import Point, SweepDirectory, build_points
+from isotone.sweep.points import Point, SweepDirectory, build_points, with_seed_of_points
 from isotone.sweep.standing import standing_of
 from isotone.sweep.writing import write_results
 from isotone.training.budget import Budget
@@ -56,10 +56,11 @@ def run_sweep(request: Sweeping, stop: StopFlag, say: Callable[[str], None] = pr
         UsageError: the experiment has no sweep, or its model or data cannot be used.
     """
     seed = request.seed
-    experiment = request.experiment.model_copy(update={"seeds": (seed,)})
+    experiment = with_seed_of_points(request.experiment, seed)
     points, directory = build_points(experiment, seed), SweepDirectory.of(request.out, experiment.name)
     chosen = _chosen(points, request.only)
-    directory.keep(experiment)
+    if request.only in (None, TABLE) or not directory.experiment_file.is_file():
+        directory.keep(experiment)  # but a part, such as an element's, leaves what a later sweep has written
     if request.only != TABLE:
         _set_up(directory, points, seed, stop, say)
     budget = Budget(None, request.max_minutes)

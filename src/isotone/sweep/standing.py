@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from isotone import records
-from isotone.errors import UsageError
+from isotone.errors import DivergedError, UsageError
 from isotone.pipeline.graph import Node
 from isotone.pipeline.record import outputs_hash
+from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.status import run_status
-from isotone.sweep.points import Point, SweepDirectory, build_points
+from isotone.sweep.points import Point, SweepDirectory, build_points, seed_of_points
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PointStanding:
-    """How a point stands: complete, refused, failed (these three are ends), or as ``isotone status`` names it."""
+    """How a point stands: complete, refused, diverged (these three are ends), or as ``isotone status`` names it."""
 
     state: str
     reason: str = ""
@@ -25,7 +26,7 @@ class PointStanding:
     @property
     def settled(self) -> bool:
         """Whether there is nothing left to do that another attempt would not do the same way."""
-        return self.state in ("complete", "refused", "failed")
+        return self.state in ("complete", "refused", "diverged")
 
 
 def standing_of(directory: SweepDirectory, point: Point, seed: int) -> PointStanding:
@@ -39,10 +40,23 @@ def standing_of(directory: SweepDirectory, point: Point, seed: int) -> PointStan
     open_rows = [row for row in rows if row["state"] not in ("complete", "blocked")]
     if not open_rows:
         return PointStanding("complete", seconds=round(sum(row["seconds"] for row in rows), 1))
-    state, reason = open_rows[0]["state"], open_rows[0]["reason"]
-    if state == "failed" and records.JsonLines(run.attempts).read()[-1].get("exit_code") == UsageError.exit_code:
-        state = "refused"
-    return PointStanding(state, reason)
+    node, state, reason = (open_rows[0][key] for key in ("node", "state", "reason"))
+    if state != "failed":
+        return PointStanding(state, reason)
+    if node == "setup":  # it is every point's, and says nothing of this one
+        return PointStanding("blocked", f"needs setup, which failed: {reason}")
+    return PointStanding(_failure(run, node), reason)
+
+
+def _failure(run: RunDirectory, node: str) -> str:
+    """Return ``refused`` or ``diverged`` where another attempt would end in the same way, else ``failed``.
+
+    A device, a disk or a node may be the cause of anything else, which is open until it has been tried again.
+    """
+    last = next(entry for entry in reversed(records.JsonLines(run.attempts).read()) if entry["node"] == node)
+    if last.get("exit_code") == UsageError.exit_code:
+        return "refused"
+    return "diverged" if last.get("error") == DivergedError.__name__ else "failed"
 
 
 def found_by(
@@ -61,7 +75,7 @@ def found_by(
 def sweep_status(directory: SweepDirectory) -> list[Row]:
     """Return one row a point, as ``isotone.pipeline.status.run_status`` does for nodes, and last the table's."""
     experiment = directory.load()
-    seed = experiment.seeds[0]
+    seed = seed_of_points(experiment)
     points = build_points(experiment, seed)
     standings = {point.id: standing_of(directory, point, seed) for point in points}
     rows = [_row(point, standings[point.id], directory.run(point, seed).root.name) for point in points]

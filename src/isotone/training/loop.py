@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from isotone import records
 from isotone.config import Training
 from isotone.determinism import seed_streams
-from isotone.errors import IsotoneError, UsageError
+from isotone.errors import DivergedError, UsageError
 from isotone.interruption import StopFlag
 from isotone.pairs import PairLayout
 from isotone.scoring import token_nll
@@ -155,7 +155,8 @@ class Trainer:
         Raises:
             DiskFullError: a save found no space; the checkpoint before it is intact.
             UsageError: the newest checkpoint belongs to another identity.
-            IsotoneError: no checkpoint is valid, the loss is not finite, or one row does not fit in memory.
+            DivergedError: the loss is not finite.
+            IsotoneError: no checkpoint is valid, or one row does not fit in memory.
         """
         self._restore()
         leaves_trace = False  # but where a process is killed, be it another one
@@ -280,7 +281,7 @@ class Trainer:
             if self.team.is_first:
                 self.metrics.flush()
             raise self.team.once(
-                IsotoneError(
+                DivergedError(
                     f"step {self.step + 1}: loss {loss_value}, gradient norm {norm_value}; the last checkpoint is "
                     f"intact. Lower training.lr, or set training.precision: fp32"
                 )
