@@ -235,6 +235,17 @@ def test_long_training_is_drawn_from_few_points_that_keep_its_course(tmp_path: P
     assert page.stat().st_size < 500_000
 
 
+def test_a_distilled_arms_curve_is_of_its_loss_on_text(tmp_path: Path) -> None:
+    """What it is trained on mixes in a divergence, and would look like a far better model."""
+    plain, distilled = (write_run(tmp_path / name) for name in ("plain", "distilled"))
+    path = distilled / "metrics" / "train.monotonic.jsonl"
+    lines = records.JsonLines(path).read()
+    path.unlink()
+    mixed = [line | {"loss": 0.1, "nll": line["loss"], "logits": 0.05} if "loss" in line else line for line in lines]
+    records.JsonLines(path).append(*mixed)
+    assert write_report(distilled).read_bytes() == write_report(plain).read_bytes()
+
+
 def test_unfinished_run_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: pocket\n")
     with pytest.raises(BlockedError, match=r"final_results\.json is not there; finish the run first"):

@@ -202,11 +202,19 @@ def interval_figure(name: str, found: Sequence[Interval], x_label: str, caption:
 def _training_curves(run: RunFiles, metric: str) -> list[Curve]:
     lines = []
     for number, arm in enumerate(run.arms):
-        points = [(line["step"], line[metric]) for line in run.metrics(arm) if line.get(metric) is not None]
+        found = ((line["step"], _nats(line, metric)) for line in run.metrics(arm))
+        points = [(step, value) for step, value in found if value is not None]
         if points:
             steps, values = zip(*_thinned(points), strict=True)
             lines.append(Curve(arm, number, steps, values, marked=metric == "validation_nll"))
     return lines
+
+
+def _nats(line: dict[str, Any], metric: str) -> float | None:
+    """Return a loss of text: where something is distilled, ``loss`` is what is trained on, and is not one."""
+    if metric == "loss" and ("blocks" in line or "logits" in line):
+        return line.get("nll")
+    return line.get(metric)
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
