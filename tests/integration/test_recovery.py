@@ -23,9 +23,12 @@ ARMS = {
 ADDED = [
     "--set", "model.source=pocket-arcee",
     "--set", "data.num_documents=150",
-    "--set", "training.epochs=0.04",
+    "--set", "training.epochs=0.01",
+    "--set", "training.micro_batch=2",
+    "--set", "training.validation_rows=4",
     "--set", "training.accumulation=1",
     "--set", "evaluation.checkpoints=[last]",
+    "--set", "evaluation.num_documents=1",
     *(part for name, arm in ARMS.items() for part in ("--set", f"arms.{name}={arm}")),
     "--until", "evaluate",
 ]  # fmt: skip
@@ -57,7 +60,7 @@ def test_every_recipe_ends_in_weights_that_are_certified(recovered: Path) -> Non
 def test_interruptions_change_no_byte_of_any_recipe(recovered: Path, tmp_path: Path) -> None:
     codes: list[int] = []
     while not codes or codes[-1] == 75:
-        codes.append(run(tmp_path, *ADDED, "--max-epochs-per-run", "0.055").returncode)
+        codes.append(run(tmp_path, *ADDED, "--max-epochs-per-run", "0.014").returncode)
     assert codes[-1] == 0
     assert len(codes) > 4
     assert not differences(recovered, tmp_path)
