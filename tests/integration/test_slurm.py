@@ -147,6 +147,7 @@ def test_a_kill_a_preemption_and_a_lost_node_cost_nothing(cluster: SlurmCluster,
     urgent.write_text("#!/bin/bash\nsleep 5\n")
     cluster.run("sbatch", "--partition=urgent", "--cpus-per-task=4", "--output=/dev/null", urgent, check=True)
     wait_for(lambda: "preemption" in [o["cause"] for o in outcomes(out, "train_baseline")], 90, "the preemption")
+    steps = _after_new_checkpoint(out, steps)  # saved when it was preempted, if not before
     _after_new_checkpoint(out, steps)
     cluster.kill_daemon("slurmd")  # the node is lost: Slurm itself requeues what ran there
     wait_for(lambda: cluster.jobs()[train][1] == "PENDING", 120, "the loss of the node to be noticed")

@@ -8,7 +8,7 @@ import pytest
 from isotone.config_io import load_experiment
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import RunDirectory
-from isotone.slurm.outcome import COMPLETE, GIVE_UP, REQUEUE, End, decide, decide_summary, job_log
+from isotone.slurm.outcome import COMPLETE, GIVE_UP, REQUEUE, REQUEUED, End, decide, decide_summary, job_log
 from isotone.slurm.queue import JobState
 
 RUNNING = JobState("RUNNING", "None")
@@ -102,8 +102,22 @@ def test_time_limit_preemption_cancellation_and_failure_are_told_apart(
     assert (decision.code == REQUEUE) == (cause not in ("failed", "cancelled"))
 
 
-def test_exit_code_0_without_records_is_not_complete(run: RunDirectory) -> None:
-    assert decide(run, STAGE, End(0, state=RUNNING, job_id="9"), 50).code == GIVE_UP
+@pytest.mark.parametrize("end", [End(0, state=RUNNING, job_id="9"), End(1, state=RUNNING, job_id="9", has_begun=False)])
+def test_what_only_srun_ended_has_not_failed(run: RunDirectory, end: End) -> None:
+    """srun ends with 0 where it has lost the node, and with 1 where it could not start the process."""
+    checkpoint(run, 1)
+    assert decide(run, STAGE, end, 50).code == REQUEUE
+
+
+@pytest.mark.parametrize("state", ["PENDING", "COMPLETING", "REQUEUED", "RUNNING"])
+def test_a_job_that_slurm_has_put_back_is_neither_requeued_again_nor_given_up(run: RunDirectory, state: str) -> None:
+    decision = decide(run, STAGE, End(0, state=JobState(state, "BeginTime", restarts=3), job_id="9", restarts=2), 50)
+    assert (decision.code, decision.cause) == (REQUEUED, "node lost")
+
+
+def test_a_stage_that_failed_has_failed_on_a_lost_node_too(run: RunDirectory) -> None:
+    end = End(1, state=JobState("PENDING", "None", restarts=1), job_id="9")
+    assert decide(run, STAGE, end, 50).code == GIVE_UP
 
 
 def test_a_complete_stage_is_complete_whatever_ended_its_process(run: RunDirectory) -> None:

@@ -13,7 +13,7 @@ from isotone.config_io import dump_yaml, experiment_from_dict, load_experiment
 from isotone.errors import UsageError
 from isotone.pipeline.graph import Graph
 from isotone.slurm import sweeping
-from isotone.slurm.outcome import COMPLETE, GIVE_UP, End, decide
+from isotone.slurm.outcome import COMPLETE, GIVE_UP, REQUEUE, End, decide
 from isotone.slurm.sweeping import cancel_sweep, show_sweep, submit_sweep
 from isotone.slurm.watch import status_with_jobs
 from isotone.sweep.points import SweepDirectory, build_points, seed_of_points, with_seed_of_points
@@ -187,7 +187,7 @@ def test_a_point_that_is_refused_when_it_begins_has_ended_and_one_that_was_kille
         return decide(run, POINTS, End(exit_code), 50).code
 
     records.write_text(run.config, dump_yaml(point.experiment))
-    assert decide_on(0) == GIVE_UP
+    assert decide_on(0) == REQUEUE
     records.JsonLines(run.attempts).append({"node": "train.baseline", "outcome": "failed", "reason": "no"})
     assert decide_on(0) == COMPLETE
     assert decide_on(2) == GIVE_UP

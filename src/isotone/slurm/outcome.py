@@ -2,7 +2,8 @@
 
     python -m isotone.slurm.outcome --run RUN --stage STAGE --exit-code CODE [--signal USR1] [--max-requeues N]
 
-Exit code 0: the stage is complete. 75: not yet, requeue the job. 1: give up. Every decision is written down with its
+Exit code 0: the stage is complete. 75: not yet, requeue the job. 76: not yet, and Slurm has requeued the job itself. 1:
+give up. Every decision is written down with its
 reason in RUN/logs/jobs.jsonl, where ``isotone why`` finds it. Imports no torch: a job that asks has little time left.
 """
 
@@ -23,7 +24,7 @@ from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.status import seed_of
 from isotone.slurm.queue import JobState, job_state
 
-COMPLETE, REQUEUE, GIVE_UP = 0, 75, 1
+COMPLETE, REQUEUE, REQUEUED, GIVE_UP = 0, 75, 76, 1
 _CONTINUES = 75
 """Exit code of a run that stopped safely."""
 _KILLED = 128
@@ -37,7 +38,7 @@ class Decision:
     """What becomes of a job, and why.
 
     Attributes:
-        code: COMPLETE, REQUEUE or GIVE_UP.
+        code: COMPLETE, REQUEUE, REQUEUED (by Slurm) or GIVE_UP.
         cause: complete, or what ended the process, see ``End.cause``.
         reason: one line for the log.
         progress: hash of what the stage has durably done so far.
@@ -58,34 +59,50 @@ class End:
         signal: what the job's shell was sent: USR1 when the limit came near; none.
         state: what Slurm says of the job; None where it does not answer.
         job_id: the job's, where it is one.
+        restarts: how often the job had been put back into the queue when it started.
+        has_begun: the process has begun; srun ends with a code of its own where it could not start it.
     """
 
     exit_code: int
     signal: str = "none"
     state: JobState | None = None
     job_id: str | None = None
+    restarts: int = 0
+    has_begun: bool = True
+
+    @property
+    def is_back_in_queue(self) -> bool:
+        """Whether Slurm itself has put the job back since it started, as it does when a node is lost."""
+        return self.state is not None and self.state.restarts > self.restarts
 
     @property
     def cause(self) -> str:
-        """What ended the process: failed, time limit, cancelled, preemption, stopped or killed."""
-        if self.exit_code != _CONTINUES and self.exit_code < _KILLED:
+        """What ended the process: failed, node lost, time limit, cancelled, preemption, stopped, not started, killed.
+
+        Of a stage that is not complete. 0 is then srun's code for a node that it has lost, not the process's.
+        """
+        if self.has_begun and self.exit_code not in (0, _CONTINUES) and self.exit_code < _KILLED:
             return "failed"
         if self.state is not None and self.state.is_out_of_time:
             return "time limit"
         if self.state is not None and self.state.is_preempted:
             return "preemption"
+        if self.is_back_in_queue:
+            return "node lost"
         if self.state is not None and not self.state.is_running:
             return "cancelled"
         if self.signal == "USR1":
             return "time limit"
+        if not self.has_begun:
+            return "not started"
         return "stopped" if self.exit_code == _CONTINUES else "killed"
 
 
 def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decision:
     """Return what becomes of a job whose process has ended.
 
-    A job is requeued where its process stopped safely or was killed, unless somebody has cancelled it, it was requeued
-    ``max_requeues`` times, or nothing was done since it was last requeued: what stands still would loop for ever.
+    A job is requeued where its process stopped safely, was killed or never began, unless somebody has cancelled it, it
+    was requeued ``max_requeues`` times, or nothing was done since it was last requeued: what stands still would loop.
 
     Args:
         run: the run's folder.
@@ -106,6 +123,9 @@ def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decisi
     cause = end.cause
     if cause == "failed":
         return Decision(GIVE_UP, cause, f"{stage} failed with exit code {end.exit_code}: see the lines above", now)
+    still = f"{', '.join(missing)} not complete yet ({cause})"
+    if end.is_back_in_queue:
+        return Decision(REQUEUED, cause, f"{still}: Slurm has requeued the job", now)
     if cause == "cancelled":
         return Decision(GIVE_UP, cause, "the job was cancelled; isotone submit continues it", now)
     before = [line for line in job_log(run).read() if (line["stage"], line["job_id"]) == (stage, end.job_id)]
@@ -119,7 +139,7 @@ def decide(run: RunDirectory, stage: str, end: End, max_requeues: int) -> Decisi
             f"more often (training.save_every_minutes); isotone submit tries again"
         )
         return Decision(GIVE_UP, cause, reason, now)
-    return Decision(REQUEUE, cause, f"{', '.join(missing)} not complete yet ({cause}): the job is requeued", now)
+    return Decision(REQUEUE, cause, f"{still}: the job is requeued", now)
 
 
 def progress(run: RunDirectory, nodes: list[Node]) -> str:
@@ -178,6 +198,7 @@ def main() -> int:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--exit-code", type=int, required=True)
     parser.add_argument("--signal", default="none")
+    parser.add_argument("--not-begun", action="store_true", help="srun could not start the process")
     parser.add_argument("--max-requeues", type=int, default=0)
     args = parser.parse_args()
     job_id, restarts = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -190,7 +211,8 @@ def main() -> int:
             decision = decide_summary(args.exit_code, restarts, args.max_requeues, what)
         else:
             state = job_state(job_id) if job_id and job_id.replace("_", "").isdigit() else None
-            decision = decide(run, args.stage, End(args.exit_code, args.signal, state, job_id), args.max_requeues)
+            end = End(args.exit_code, args.signal, state, job_id, restarts, not args.not_begun)
+            decision = decide(run, args.stage, end, args.max_requeues)
         line = {"stage": args.stage or what, "job_id": job_id, "restarts": restarts, "time": time.time()}
         job_log(run).append({**line, "exit_code": args.exit_code, **asdict(decision)})
     except (IsotoneError, OSError) as error:

@@ -21,12 +21,14 @@ class JobState:
         reason: such as TimeLimit or Dependency.
         is_preempted: Slurm has chosen the job to make room, and ends it after the grace time.
         name: the job's.
+        restarts: how often the job was put back into the queue.
     """
 
     state: str
     reason: str
     is_preempted: bool = False
     name: str = ""
+    restarts: int = 0
 
     @property
     def is_running(self) -> bool:
@@ -49,7 +51,7 @@ def job_state(job_id: str) -> JobState | None:
     if "JobState" not in fields:
         return None
     preempted = fields.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
-    return JobState(fields["JobState"], fields.get("Reason", ""), preempted)
+    return JobState(fields["JobState"], fields.get("Reason", ""), preempted, restarts=int(fields.get("Restarts", "0")))
 
 
 def states(job_ids: Iterable[str]) -> dict[str, JobState]:

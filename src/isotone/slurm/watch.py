@@ -8,7 +8,7 @@ from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.status import run_status
 from isotone.slurm import queue
 from isotone.slurm.chain import submitted_jobs
-from isotone.slurm.outcome import job_log
+from isotone.slurm.outcome import REQUEUE, REQUEUED, job_log
 from isotone.sweep.points import SweepDirectory
 from isotone.sweep.standing import sweep_status
 
@@ -98,7 +98,7 @@ def _submitted(place: Path) -> dict[str, Row]:
 
 def _note_end(note: Row | None, end: Row) -> None:
     if note is not None and end["job_id"] == note["id"]:
-        requeued = end["code"] == 75
+        requeued = end["code"] in (REQUEUE, REQUEUED)
         note |= {"requeues": note["requeues"] + requeued, "ended": None if requeued else end["reason"]}
 
 

@@ -81,7 +81,9 @@ cd /project/nlp || fail "the folder /project/nlp cannot be entered on $(hostname
 "$PYTHON" -c 'import isotone' || fail "$PYTHON cannot import isotone on $(hostname): look at cluster.python and cluster.setup"
 
 # --- the work, in a step of its own -----------------------------------------------------------------------------------
-srun --kill-on-bad-exit=1 "$PYTHON" -m isotone run /project/nlp/runs/pythia-1.4b/seed-42/jobs/experiment.yaml --out /project/nlp/runs --only setup --seed "$EXPERIMENT_SEED" &
+unstarted=$(mktemp) || unstarted='' # goes when the work begins: srun has codes of its own where it could not start it
+# shellcheck disable=SC2016 # expanded by the step's shell
+srun --kill-on-bad-exit=1 sh -c 'rm -f "$0"; exec "$@"' "$unstarted" "$PYTHON" -m isotone run /project/nlp/runs/pythia-1.4b/seed-42/jobs/experiment.yaml --out /project/nlp/runs --only setup --seed "$EXPERIMENT_SEED" &
 child=$!
 [ "$signal" = none ] || kill -s "$signal" "$child" # it came before the work had begun
 while [ -z "$late" ]; do # a signal ends the wait, not the child
@@ -94,7 +96,12 @@ done
 
 # --- what became of it: the records say whether the stage is complete, not the exit code ------------------------------
 trap '' TERM USR1 # nothing may end the decision
-"$PYTHON" -m isotone.slurm.outcome --run /project/nlp/runs/pythia-1.4b/"seed-$EXPERIMENT_SEED" --stage setup --max-requeues 10 --exit-code "$code" --signal "$signal"
+begun=()
+if [ -e "$unstarted" ]; then
+    begun=(--not-begun)
+    rm -f "$unstarted"
+fi
+"$PYTHON" -m isotone.slurm.outcome --run /project/nlp/runs/pythia-1.4b/"seed-$EXPERIMENT_SEED" --stage setup --max-requeues 10 --exit-code "$code" --signal "$signal" "${begun[@]}"
 case $? in
 0)
     banner COMPLETED
@@ -112,6 +119,10 @@ case $? in
         sleep "$pause"
     done
     fail "the job could not be requeued; isotone submit continues it"
+    ;;
+76)
+    banner "PARTIAL (Slurm has requeued the job)"
+    exit 75
     ;;
 esac
 [ "$code" -ne 0 ] || code=1
