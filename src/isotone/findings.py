@@ -23,6 +23,7 @@ def gather(
     further: Mapping[str, Rows],
     trigger_rows: Rows,
     trigger_search: Json | None,
+    premise: Json | None = None,
     **rest: Any,
 ) -> ArmFindings:
     """Return what was found on one arm, with the worst case of its attacks where there are further ones.
@@ -37,6 +38,7 @@ def gather(
         further: the same of the further attacks, by name.
         trigger_rows: the documents' rows of the trigger.
         trigger_search: what ``search_trigger`` returned; None: there was no search.
+        premise: what ``premise_met`` returned, and of which ``variant``; stands in the certificate, where there is one.
         rest: fields of ``ArmFindings`` that are taken as they are.
     """
     success = experiment.attacks.hotflip.published_success
@@ -44,6 +46,7 @@ def gather(
     def entry(rows: Rows) -> Json:
         return summarize(rows, threshold=threshold, published_success=success)
 
+    certificate = evaluation["certificate"]
     attacked = dict(further)
     if further and (worst := worst_case([*hotflip.values(), *further.values()])):
         attacked[ENSEMBLE] = worst
@@ -62,7 +65,7 @@ def gather(
         trigger_rows=trigger_rows,
         attacks={name: entry(rows) for name, rows in attacked.items()},
         attack_rows=attacked,
-        certificate=evaluation["certificate"],
+        certificate=certificate | {"premise": premise} if certificate and premise else certificate,
         **rest,
     )
 

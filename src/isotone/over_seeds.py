@@ -236,6 +236,21 @@ def _certificate(by_seed: Mapping[int, Json | None]) -> Json | None:
     return {
         **found,
         "by_seed": {str(seed): (certificate or {}).get("verdict") for seed, certificate in by_seed.items()},
+        "premise": _premise([(certificate or {}).get("premise") for certificate in by_seed.values()]),
+    }
+
+
+def _premise(of_seeds: Sequence[Json | None]) -> Json | None:
+    """Return how often attacked texts met the certificate's premise, in all seeds together."""
+    found = [premise for premise in of_seeds if premise]
+    if len(found) < len(of_seeds):
+        return None
+    pairs, ordered = (sum(premise[key] for premise in found) for key in ("pairs", "ordered"))
+    return {
+        "variant": found[0]["variant"],
+        "pairs": pairs,
+        "ordered": ordered,
+        "rate": ordered / pairs if pairs else None,
     }
 
 

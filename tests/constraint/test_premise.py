@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from isotone.cli import app
 from isotone.constraint import constrain, fold, premise
-from isotone.constraint.premise import measure_order
+from isotone.constraint.premise import measure_order, premise_met
 from isotone.models import load_tokenizer, save_model
+from isotone.pairs import PairLayout
 
 TEXTS = [np.asarray(row) for row in tokens(5, length=20).numpy()]
 
@@ -40,7 +41,34 @@ def test_layer_norm_never_meets_the_premise() -> None:
 def test_ordered_inputs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = iter([[torch.zeros(3, 2)], [torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, -1.0]])]])
     monkeypatch.setattr(premise, "_inputs", lambda *_: next(inputs))
-    assert premise._premise(tiny_model("gpt2"), torch.from_numpy(TEXTS[0]), torch.Generator()) == (2, 1)
+    text_L = torch.from_numpy(TEXTS[0])
+    assert premise_met(tiny_model("gpt2"), [text_L], [text_L]) == {"pairs": 2, "ordered": 1, "rate": 0.5}
+
+
+def test_texts_that_were_not_edited_give_no_pair() -> None:
+    text_L = torch.from_numpy(TEXTS[0])
+    assert premise_met(tiny_model("gpt2"), [text_L], [text_L]) == {"pairs": 0, "ordered": 0, "rate": None}
+
+
+def test_an_edit_of_a_text_reaches_what_comes_after_it_alone() -> None:
+    """Each network of a causal model reads something else from the edited token on, and the same before it."""
+    model = tiny_model("llama")
+    text_L = torch.from_numpy(TEXTS[0])
+    edited_L = text_L.clone()
+    edited_L[12] = (edited_L[12] + 1) % model.config.vocab_size
+    found = premise_met(model, [text_L], [edited_L])
+    assert found["pairs"] == model.config.num_hidden_layers * (len(text_L) - 12)
+
+
+def test_padding_of_pairs_is_no_pair_of_inputs() -> None:
+    """An edited source changes all that the encoder says and all that the decoder reads, but for its first states."""
+    model = tiny_model("t5")
+    layout = PairLayout(source=9, pad=0)
+    row_L = torch.tensor([5, 6, 7, 1, 0, 0, 0, 0, 0, 8, 9, 1, 0, 0])
+    edited_L = row_L.clone()
+    edited_L[1] = 11
+    found = premise_met(model, [row_L], [edited_L], layout)
+    assert found["pairs"] == model.config.num_layers * 4 + model.config.num_decoder_layers * 3
 
 
 def test_a_monotone_output_is_seen_and_the_control_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +101,7 @@ def test_of_an_encoder_decoder_only_the_source_is_edited() -> None:
     read: list[torch.Tensor] = []
     model.decoder.embed_tokens.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].clone()))
     model.encoder.embed_tokens.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].clone()))
-    inputs = premise._inputs(model, torch.from_numpy(TEXTS[0]))
+    inputs = premise._inputs(model, premise._asked(model, torch.from_numpy(TEXTS[0])[None], None))
     assert sorted(tuple(ids.shape) for ids in read) == [(1, 1), (1, 20)]
     assert [len(u_Td) for u_Td in inputs] == [20, 20, 1, 1]
 

@@ -79,6 +79,7 @@ def test_every_arm_has_every_attack_and_there_is_a_verdict(finished: Path) -> No
         assert arm["hotflip"]["published_accounting"]["threshold"] == 0.1
         assert arm["hotflip"]["n"] == arm["triggers"]["n"] == 12
         assert arm["hotflip"]["delta_by_offset"].keys() == {"0-7"}
+    assert final["arms"]["monotonic"]["certificate"]["premise"]["pairs"] > 0
     assert final["success_threshold"] is not None
     assert {verdict["arm"] for verdict in final["verdicts"]} >= {"monotonic", "edit_trained"}
     judged = next(verdict for verdict in final["verdicts"] if verdict["arm"] == "monotonic")

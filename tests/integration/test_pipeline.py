@@ -232,6 +232,8 @@ def test_the_shifted_twin_is_the_baseline(tmp_path: Path) -> None:
     baseline, shifted = final["arms"]["baseline"], final["arms"]["shifted_twin"]
     assert shifted["perplexity"] == pytest.approx(baseline["perplexity"], rel=1e-4)
     assert shifted["certificate"]["verdict"] == "vacuous"
+    premise = shifted["certificate"]["premise"]
+    assert premise["ordered"] == 0 < premise["pairs"]  # theorem 2, on the texts that were attacked
     assert isotone("export", tmp_path / RUN, "shifted_twin", tmp_path / "exported").returncode == 0
     weights = load_file(tmp_path / "exported/model.safetensors")
     assert min(w.min() for n, w in weights.items() if ".mlp." in n and n.endswith("weight")) >= 0

@@ -265,6 +265,7 @@ def _findings(
             "order": "vacuous",
             "weights_hash": "5f" * 32,
             "reasons": ["LayerNorm's outputs have a fixed sum, so no two of them are ordered"],
+            "premise": {"variant": "iterative", "pairs": 12_000, "ordered": 3, "rate": 0.00025},
         },
         training={"step": 60, "total_steps": 60} if ARMS[arm].get("train", True) else None,
     )

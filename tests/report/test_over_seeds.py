@@ -83,6 +83,8 @@ def test_every_seeds_figures_are_kept_and_pooled(runs: Path, summary: Path) -> N
     assert perplexity["value"] == pytest.approx(math.exp(nll["value"]))
     assert final["arms"]["baseline"]["perplexity"] == perplexity["value"]
     assert final["arms"]["monotonic"]["hotflip"]["delta_nll"] == pooled["value"]
+    premise = final["arms"]["monotonic"]["certificate"]["premise"]
+    assert premise == {"variant": "iterative", "pairs": 36_000, "ordered": 9, "rate": 0.00025}
 
 
 def test_comparisons_cross_documents_with_seeds(runs: Path, summary: Path) -> None:

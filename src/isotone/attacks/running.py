@@ -111,7 +111,7 @@ def replay(
                 stop.check(f"replay after {len(rows)} of {len(windows)} documents")
             batch = list(windows[first : first + batch_documents])
             fresh: list[Row] = []
-            attacked_BL = torch.stack([_edited(window, edits.get(window.id, ())) for window in batch])
+            attacked_BL = torch.stack([edited(window, edits.get(window.id, ())) for window in batch])
             for index, row in enumerate(judge(problem, batch, attacked_BL), first):
                 figures = row if windows[index].id in edits else missing("there are no edits to replay")
                 head = {"index": index, "id": windows[index].id, "attack": "replay", "variant": "replay"}
@@ -168,7 +168,17 @@ def continue_rows(log: JsonLines | None, name: str, variant: str, windows: Seque
     return rows
 
 
-def _edited(window: Window, edits: Iterable[Sequence[int]]) -> torch.Tensor:
+def edits_of(rows: Iterable[Row]) -> dict[str, list[list[int]]]:
+    """Return by document the edits of an attack, of those that have figures."""
+    return {row["id"]: row["edits"] for row in rows if row["status"] == "ok"}
+
+
+def edited(window: Window, edits: Iterable[Sequence[int]]) -> torch.Tensor:
+    """Return a document's tokens [L] with edits (position, old, new) applied.
+
+    Raises:
+        IsotoneError: an edit's old token is not the document's.
+    """
     tokens_L = torch.from_numpy(window.tokens).clone()
     for position, old, new in edits:
         if int(tokens_L[position]) != old:

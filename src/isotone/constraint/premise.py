@@ -1,6 +1,6 @@
 """Measured beside a certificate: whether edits ever meet its premise, and whether order shows at the model's end.
 
-A certificate speaks of ordered pairs of inputs of one network. *Premise*: one token of a text is replaced; of the pairs
+A certificate speaks of ordered pairs of inputs of one network. *Premise*: tokens of a text are replaced; of the pairs
 of network inputs, before and after, that differ, how many are ordered coordinatewise. *Order probes*: something is done
 to a text in growing doses; an output moves monotonically if every further dose moves it the same way. Every probe has
 a control that does as much without an order, and of the same length: a longer text alone moves outputs. All of it is
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.feed_forward import feed_forwards, in_eval_mode
+from isotone.pairs import PairLayout
 
 NUM_DOSES = 4
 """K. Were the signs of differences independent and even, 2 · ½^K of all outputs would be monotone: an eighth."""
@@ -42,11 +43,11 @@ def measure_order(model: PreTrainedModel, texts: Sequence[np.ndarray], seed: int
     """
     rows = [torch.from_numpy(np.asarray(text[:LENGTH], np.int64)) for text in texts if len(text) >= MIN_LENGTH]
     generator = torch.Generator().manual_seed(seed)
-    differ = ordered = 0
+    premise = np.zeros(2, np.int64)
     counts = {name: np.zeros(2, np.int64) for name in _PROBES}
     for ids_L in rows:
-        more_differ, more_ordered = _premise(model, ids_L, generator)
-        differ, ordered = differ + more_differ, ordered + more_ordered
+        texts_2L = torch.stack([ids_L, _one_token_edit(model, ids_L, generator)]).to(model.device)
+        premise += _num_ordered(model, *(_asked(model, text_L[None], None) for text_L in texts_2L))
         for name, (dose, control) in _PROBES.items():
             state = generator.get_state()
             for column, variant in enumerate((dose, control)):
@@ -55,7 +56,7 @@ def measure_order(model: PreTrainedModel, texts: Sequence[np.ndarray], seed: int
     outputs = len(rows) * int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator, union-attr]
     return {
         "documents": len(rows),
-        "premise": {"pairs": differ, "ordered": ordered, "rate": ordered / differ if differ else None},
+        "premise": _rate(*premise.tolist()),
         "probes": {
             name: {"monotone": int(a) / max(outputs, 1), "control": int(b) / max(outputs, 1), "n": outputs}
             for name, (a, b) in counts.items()
@@ -68,13 +69,44 @@ def measure_order(model: PreTrainedModel, texts: Sequence[np.ndarray], seed: int
 # --- the premise -----------------------------------------------------------------------------------------------------
 
 
-def _premise(model: PreTrainedModel, ids_L: Tensor, generator: torch.Generator) -> tuple[int, int]:
-    """Replace one token; return how many pairs of network inputs differ, and how many of those are ordered."""
+def premise_met(
+    model: PreTrainedModel, clean_BL: Sequence[Tensor], attacked_BL: Sequence[Tensor], pairs: PairLayout | None = None
+) -> dict[str, Any]:
+    """Return how often attacked texts meet a certificate's premise: over texts, tokens and networks, as JSON values.
+
+    Args:
+        model: a language model of the table, not changed.
+        clean_BL: token ids of texts; rows of pairs, where ``pairs`` says how they are divided.
+        attacked_BL: the same texts with some tokens replaced.
+        pairs: the encoder then reads the source, and the decoder the target, of both.
+
+    Returns:
+        ``pairs`` of network inputs that differ, how many of them are ``ordered``, and their ``rate``; None without one.
+    """
+    totals = np.zeros(2, np.int64)
+    for clean_L, attacked_L in zip(clean_BL, attacked_BL, strict=True):
+        layout, clean_1L = pairs.trimmed(clean_L[None]) if pairs else (None, clean_L[None])
+        attacked_1L = pairs.trimmed(attacked_L[None])[1] if pairs else attacked_L[None]
+        totals += _num_ordered(model, *(_asked(model, ids.to(model.device), layout) for ids in (clean_1L, attacked_1L)))
+    return _rate(*totals.tolist())
+
+
+def _asked(model: PreTrainedModel, ids_1L: Tensor, layout: PairLayout | None) -> dict[str, Any]:
+    """Return what the model is called with; a decoder without a target is given its start token alone."""
+    return layout.inputs(model, ids_1L) if layout else {"input_ids": ids_1L, **_decoded(model)}
+
+
+def _one_token_edit(model: PreTrainedModel, ids_L: Tensor, generator: torch.Generator) -> Tensor:
     edited_L = ids_L.clone()
     position = int(torch.randint(1, len(ids_L), (1,), generator=generator))
     edited_L[position] = torch.randint(model.config.vocab_size, (1,), generator=generator)
+    return edited_L
+
+
+def _num_ordered(model: PreTrainedModel, before: dict[str, Any], after: dict[str, Any]) -> tuple[int, int]:
+    """Return how many pairs of network inputs differ, and how many of those are ordered."""
     differ = ordered = 0
-    for before_Td, after_Td in zip(_inputs(model, ids_L), _inputs(model, edited_L), strict=True):
+    for before_Td, after_Td in zip(_inputs(model, before), _inputs(model, after), strict=True):
         change_Td = after_Td - before_Td
         differs_T = (change_Td != 0).any(-1)
         differ += int(differs_T.sum())
@@ -82,15 +114,19 @@ def _premise(model: PreTrainedModel, ids_L: Tensor, generator: torch.Generator) 
     return differ, ordered
 
 
-def _inputs(model: PreTrainedModel, ids_L: Tensor) -> list[Tensor]:
-    """Return what each feed-forward network reads; a decoder is given its start token alone, no text."""
+def _rate(differ: int, ordered: int) -> dict[str, Any]:
+    return {"pairs": differ, "ordered": ordered, "rate": ordered / differ if differ else None}
+
+
+def _inputs(model: PreTrainedModel, asked: dict[str, Any]) -> list[Tensor]:
+    """Return what each feed-forward network reads."""
     found: list[Tensor] = []
     handles = [
         network.up.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(0, -2)))
         for network in feed_forwards(model)
     ]
     try:
-        in_eval_mode(model, lambda: model(ids_L[None].to(model.device), use_cache=False, **_decoded(model)).logits)
+        in_eval_mode(model, lambda: model(**asked, use_cache=False).logits)
     finally:
         for handle in handles:
             handle.remove()

@@ -234,10 +234,21 @@ def certificates_table(run: RunFiles) -> Table:
     for arm in run.arms:
         certificate = run.arm(arm).get("certificate") or {}
         rows.append(
-            [arm, *(plain(certificate.get(key)) for key in keys[:-1]), str(certificate.get(keys[-1], MISSING))[:12]]
+            [
+                arm,
+                *(plain(certificate.get(key)) for key in keys[:-1]),
+                premise_met(certificate),
+                str(certificate.get(keys[-1], MISSING))[:12],
+            ]
         )
-    columns = ["Arm", *(key.capitalize() for key in keys[:-1]), "Weights' hash"]
+    columns = ["Arm", *(key.capitalize() for key in keys[:-1]), "Premise met", "Weights' hash"]
     return Table("Certificates of the weights that were measured", columns, rows, frozenset(range(len(columns))))
+
+
+def premise_met(certificate: Mapping[str, Any]) -> str:
+    """Return in how many pairs of network inputs, before and after an attack, the certificate has anything to say."""
+    found = certificate.get("premise")
+    return f"{found['ordered']:,} of {found['pairs']:,}" if found else MISSING
 
 
 def differences_table(run: RunFiles) -> Table:

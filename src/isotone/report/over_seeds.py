@@ -165,9 +165,11 @@ def _comparisons(run: SummaryFiles) -> Section:
 def _certificates(run: SummaryFiles) -> Section:
     rows = []
     for arm in run.arms:
-        by_seed = (run.arm(arm).get("certificate") or {}).get("by_seed") or {}
-        rows.append([arm, *(by_seed.get(str(seed)) or "none" for seed in run.seeds)])
-    columns = ["Arm", *(f"Seed {seed}" for seed in run.seeds)]
+        certificate = run.arm(arm).get("certificate") or {}
+        by_seed = certificate.get("by_seed") or {}
+        verdicts = (by_seed.get(str(seed)) or "none" for seed in run.seeds)
+        rows.append([arm, *verdicts, content.premise_met(certificate)])
+    columns = ["Arm", *(f"Seed {seed}" for seed in run.seeds), "Premise met"]
     table = Table("Certificates by seed", columns, rows, frozenset(range(len(columns))))
     return Section("certificates", "Certificates", text=[CLAIM], tables=[table])
 

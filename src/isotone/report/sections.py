@@ -22,7 +22,8 @@ MAX_POINTS = 500
 CLAIM = (
     "The claim, exactly: for each feed-forward network in scope, the map from the norm's output to before the "
     "residual sum is coordinatewise non-decreasing in real arithmetic with the exported weights. Nothing is "
-    "claimed about a block, the model, or edits of tokens."
+    "claimed about a block, the model, or edits of tokens. Premise met: of the pairs of network inputs, before and "
+    "after HotFlip, that differ, those that are ordered; of no other does the claim say anything."
 )
 
 

@@ -14,7 +14,7 @@ from isotone import records
 from isotone.attacks import Vocabulary, Window, evaluate_trigger, replay, run_documents, search_trigger
 from isotone.attacks.interface import DocumentAttack
 from isotone.attacks.probe import Probe, probe_documents
-from isotone.attacks.running import Progress
+from isotone.attacks.running import Progress, edits_of
 from isotone.constraint import certify
 from isotone.data.packing import separator_of
 from isotone.errors import UsageError
@@ -24,7 +24,7 @@ from isotone.matching import Temperature, bisect, clean_nll, divide_logits, matc
 from isotone.models import load_model
 from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.stages.evaluate import LONGEST_WINDOW
-from isotone.pipeline.stages.transfer import edits_of, from_source, sources
+from isotone.pipeline.stages.transfer import from_source, sources
 from isotone.pipeline.stages.triggers import trigger_search
 from isotone.suite.work import Row, Work
 

@@ -81,6 +81,7 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         hotflip=rows,
         further={kind: _rows(context, Node(kind, arm)) for kind in further_attacks(experiment)},
         trigger_rows=_rows(context, Node("triggers", arm)),
+        premise=_result(context, Node("hotflip", arm)).get("premise"),
         trigger_search=_result(context, Node("triggers", arm))["search"],
         transfer_rows=_rows(context, Node("transfer", arm)) if experiment.attacks.transfer else (),
         probe_rows=_rows(context, Node(PROBE, arm)) if arm in probed_arms(experiment) else (),

@@ -8,14 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from isotone import records
 from isotone.attacks import BeamHotFlip, HotFlip, PublishedHotFlip, RandomEdits, ShuffledHotFlip, run_documents
 from isotone.attacks.interface import DocumentAttack
+from isotone.attacks.protocol import AttackProtocol
+from isotone.attacks.running import edited, edits_of
 from isotone.config import Attacks, Experiment
+from isotone.constraint.premise import premise_met
 from isotone.data.packed import open_packed
 from isotone.pipeline.arms import attack_protocol, attack_vocabulary, attacked_windows, first_token, load_end
 from isotone.pipeline.context import Context
 from isotone.progress import ProgressBar
+from isotone.results import primary_variant
 
 
 def run(context: Context) -> list[Path]:
@@ -41,10 +48,19 @@ def run(context: Context) -> list[Path]:
                 progress=partial(_show, bar, variant),
             )
         outputs.append(path)
-    records.write_json(
-        context.run.node_result(context.node), {"schema": 1, "arm": context.arm_name, "documents": documents}
-    )
+    found = {"documents": documents, "premise": _premise(context, model, protocol)}
+    records.write_json(context.run.node_result(context.node), {"schema": 1, "arm": context.arm_name, **found})
     return [*outputs, context.run.node_result(context.node)]
+
+
+def _premise(context: Context, model: PreTrainedModel, protocol: AttackProtocol) -> dict[str, Any]:
+    """Return how often the texts that the primary method left meet the premise of a certificate."""
+    variant, data = primary_variant(context.experiment), open_packed(context.run.data)
+    edits = edits_of(records.JsonLines(context.run.documents(context.node, variant)).read())
+    windows, _ = attacked_windows(context, data, "attack_test", first_token(context))
+    texts = [(torch.from_numpy(w.tokens), edited(w, edits[w.id])) for w in windows if w.id in edits]
+    clean, attacked = ([pair[side] for pair in texts] for side in (0, 1))
+    return {"variant": variant, **premise_met(model, clean, attacked, protocol.pairs)}
 
 
 def _show(bar: ProgressBar, variant: str, done: int, total: int) -> None:

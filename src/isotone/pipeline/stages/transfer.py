@@ -7,6 +7,7 @@ from typing import Any
 
 from isotone import records
 from isotone.attacks import evaluate_trigger, replay
+from isotone.attacks.running import edits_of
 from isotone.config import Experiment
 from isotone.data.packed import open_packed
 from isotone.pipeline.arms import attack_protocol, attack_vocabulary, attacked_windows, first_token, load_end
@@ -45,11 +46,6 @@ def sources(experiment: Experiment, arm: str) -> Iterator[tuple[Node, str | None
     for kind in further_attacks(experiment):
         if kind in ("gcg", "coordinate"):
             yield Node(kind, arm), None
-
-
-def edits_of(rows: Iterable[Row]) -> dict[str, list[list[int]]]:
-    """Return by document the edits of an attack, of those that have figures."""
-    return {row["id"]: row["edits"] for row in rows if row["status"] == "ok"}
 
 
 def from_source(replayed: Iterable[Row], found: Iterable[Row], source: str) -> list[Row]:
