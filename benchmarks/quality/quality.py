@@ -82,11 +82,17 @@ def print_rouge(results: dict[str, Any]) -> None:
 def print_robustness(results: dict[str, Any]) -> None:
     deltas = against_baseline(results, "delta_nll", "ensemble")
     verdicts = {v["arm"]: v for v in results["verdicts"]}
-    print("| arm | Δ, worst of all attacks | difference to the baseline | verdict |\n|---|---|---|---|")
+    print("| arm | Δ, worst of all attacks | difference to the baseline | remainders | verdict |\n|---|---|---|---|---|")
     for arm, its in deltas.items():
-        verdict = verdicts[arm]["verdict"] if arm in verdicts else "–"
-        print(f"| {arm} | {its['value_a']:.3f} | {interval(its['difference'], its['ci95'], '{:+.3f}')} | {verdict} |")
-    print()
+        verdict = verdicts.get(arm, {"against": [], "verdict": "–"})
+        remainders = "; ".join(
+            f"{one['control']} {interval(one['remainder']['value'], one['remainder']['ci95'], '{:+.3f}')}"
+            for one in verdict["against"]
+            if one["remainder"]
+        )
+        difference = interval(its["difference"], its["ci95"], "{:+.3f}")
+        print(f"| {arm} | {its['value_a']:.3f} | {difference} | {remainders or '–'} | {verdict['verdict']} |")
+    print(f"\nthe baseline's Δ: {next(iter(deltas.values()))['value_b']:.3f}\n")
 
 
 def interval(value: float, bounds: Any, form: str) -> str:

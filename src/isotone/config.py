@@ -807,6 +807,10 @@ class Experiment(Part):
             for key, values in axes.items():
                 if problem := axis_problem(key, values, Arm, is_baseline=name == "baseline"):
                     raise ValueError(f"sweep.arms.{name}.{key}: {problem}")
+                if whole := next((other for other in axes if key.startswith(f"{other}.")), None):
+                    raise ValueError(
+                        f"sweep.arms.{name}.{key}: {whole} is an axis, too, and has a value for it already"
+                    )
         return self
 
     @model_validator(mode="after")

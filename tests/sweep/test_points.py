@@ -104,6 +104,10 @@ def test_every_key_of_an_arm_may_be_an_axis_without_being_named_here(tiny: Tiny)
         ({"monotonic": {"training.lr": [1, 1]}}, r"training\.lr: 1 is there twice"),
         ({"monotonic": {"training.lr": []}}, r"sweep\.arms\.monotonic\.training\.lr: found \[\], allowed: at least 1"),
         ({"monotonic": {"training.lr": 1}}, r"sweep\.arms\.monotonic\.training\.lr: found 1, allowed: a list"),
+        (
+            {"monotonic": {"training.lr": [1e-4], "training": [{"lr": 1e-3}]}},
+            r"training\.lr: training is an axis, too, and has a value for it already",
+        ),
         ({"monotonic": {"start": ["baseline"]}}, r"sweep\.arms\.monotonic\.start: cannot be an axis"),
         ({"baseline": {"constraint.scope": ["mlp_in"]}}, r"the baseline's training is searched, and nothing else"),
         ({}, r"sweep\.arms: found \{\}, allowed: at least 1"),

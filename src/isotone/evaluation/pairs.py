@@ -3,7 +3,6 @@
 Shapes: B pairs, L tokens of a row.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,11 +14,10 @@ from transformers import PreTrainedModel
 
 from isotone import records
 from isotone.data.packed import PackedDocument
+from isotone.evaluation.batches import resumed
 from isotone.interruption import StopFlag
 from isotone.pairs import PairLayout
 from isotone.scoring import token_nll
-
-log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -60,7 +58,8 @@ def evaluate_pairs(
         return [nats if math.isfinite(nats) else None for nats in sums_B.tolist()]
 
     settings = {"task": "pairs", "batch_size": batch_size, "documents": [d.id for d in documents]}
-    nats = resumed(batches, score, work, {"settings": settings, "identity": dict(identity)}, stop, report)
+    header = {"settings": settings, "identity": dict(identity)}
+    nats = by_index(batches, resumed(batches, score, work, header, stop, report))
     return [
         {
             "id": document.id,
@@ -84,46 +83,11 @@ def rows_of(documents: Sequence[PackedDocument], batch: Sequence[int]) -> Tensor
     return torch.from_numpy(np.stack([documents[index].tokens for index in batch]))
 
 
-def resumed(
-    batches: Sequence[list[int]],
-    compute: Callable[[list[int]], Sequence[T]],
-    work: records.JsonLines,
-    header: Mapping[str, Any],
-    stop: StopFlag | None,
-    report: Callable[[int, int], None],
-) -> dict[int, T]:
-    """Compute a result for each index, batch by batch, each durable before the next begins; return them by index.
-
-    Args:
-        batches: indices, each in one batch.
-        compute: returns the results of a batch, in its order, as JSON.
-        work: finished batches.
-        header: what they depend on; those of another one are set aside.
-        stop: read after each batch.
-        report: called with the batches done and in all.
-
-    Raises:
-        Stopped: the stop flag asked for it.
-    """
-    digest = records.hash_json(dict(header))
-    lines = work.read()
-    if lines and lines[0].get("evaluation") != digest:
-        log.warning("%s belongs to another model or other settings; it is set aside", work.path)
-        records.set_aside(work.path)
-        lines = []
-    if not lines:
-        work.append({"evaluation": digest})
-    done = [line["results"] for line in lines[1:]]
-    for number, batch in enumerate(batches[len(done) :], len(done)):
-        if stop:
-            stop.check(f"evaluation (batch {number} of {len(batches)})")
-        report(number, len(batches))
-        results = list(compute(batch))
-        work.append({"batch": number, "results": results})
-        done.append(results)
-    report(len(batches), len(batches))
-    return {
+def by_index(batches: Sequence[list[int]], results: Sequence[Sequence[T]]) -> list[T]:
+    """Return what was computed in batches of indices in the order of the indices."""
+    found = {
         index: result
-        for batch, results in zip(batches, done, strict=True)
-        for index, result in zip(batch, results, strict=True)
+        for batch, of_batch in zip(batches, results, strict=True)
+        for index, result in zip(batch, of_batch, strict=True)
     }
+    return [found[index] for index in range(len(found))]

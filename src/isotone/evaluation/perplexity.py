@@ -3,9 +3,9 @@
 Shapes: B windows, L tokens.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,11 @@ import torch
 from transformers import PreTrainedModel
 
 from isotone import records
+from isotone.evaluation.batches import resumed
 from isotone.evaluation.windows import Document, Window, fixed_batches
 from isotone.interruption import StopFlag
 from isotone.scoring import token_nll
 from isotone.statistics import Estimate, ratio_estimate
-
-log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -62,19 +61,13 @@ def evaluate_perplexity(
     lengths = [len(document.tokens) + lead for document in documents]
     batches = fixed_batches(lengths, context, stride, batch_size, model.config.vocab_size)
     settings = {"context": context, "stride": stride, "batch_size": batch_size, "leading_token": leading_token}
-    header = records.hash_json(
-        {"settings": settings, "identity": dict(identity), "documents": [d.id for d in documents]}
-    )
-    done = _finished(work, header)
-    for number, windows in enumerate(batches[len(done) :], len(done)):
-        if stop:
-            stop.check(f"evaluation (batch {number} of {len(batches)})")
-        report(number, len(batches))
-        nats = _score(model, documents, windows, leading_token)
-        work.append({"batch": number, "nats": nats})
-        done.append(nats)
-    report(len(batches), len(batches))
-    return _rows(documents, lengths, batches, done)
+    header = {
+        "settings": {"task": "texts", **settings},
+        "identity": dict(identity),
+        "documents": [d.id for d in documents],
+    }
+    score = partial(_score, model, documents, leading_token)
+    return _rows(documents, lengths, batches, resumed(batches, score, work, header, stop, report))
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
@@ -105,21 +98,9 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _finished(work: records.JsonLines, header: str) -> list[list[float | None]]:
-    """Return the results of the batches that are done, after making sure that they belong to this evaluation."""
-    lines = work.read()
-    if lines and lines[0].get("evaluation") != header:
-        log.warning("%s belongs to another model or other settings; it is set aside", work.path)
-        records.set_aside(work.path)
-        lines = []
-    if not lines:
-        work.append({"evaluation": header})
-    return [line["nats"] for line in lines[1:]]
-
-
 @torch.no_grad()
 def _score(
-    model: PreTrainedModel, documents: Sequence[Document], windows: Sequence[Window], leading_token: int | None
+    model: PreTrainedModel, documents: Sequence[Document], leading_token: int | None, windows: Sequence[Window]
 ) -> list[float | None]:
     """Return each window's sum of nats over the tokens that it scores; None where it is not finite."""
     lead = [] if leading_token is None else [leading_token]
@@ -141,7 +122,10 @@ def _score(
 
 
 def _rows(
-    documents: Sequence[Document], lengths: Sequence[int], batches: list[list[Window]], done: list[list[float | None]]
+    documents: Sequence[Document],
+    lengths: Sequence[int],
+    batches: Sequence[Sequence[Window]],
+    done: Sequence[Sequence[float | None]],
 ) -> list[Row]:
     parts: list[list[tuple[int, float | None]]] = [[] for _ in documents]
     for windows, sums in zip(batches, done, strict=True):

@@ -18,7 +18,8 @@ from isotone import records
 from isotone.config import Rouge
 from isotone.data.packed import PackedDocument
 from isotone.errors import UsageError
-from isotone.evaluation.pairs import batches_of_pairs, resumed, rows_of
+from isotone.evaluation.batches import resumed
+from isotone.evaluation.pairs import batches_of_pairs, by_index, rows_of
 from isotone.interruption import StopFlag
 from isotone.pairs import PairLayout
 
@@ -98,8 +99,8 @@ def write_targets(
         "identity": dict(identity),
         "documents": [d.id for d in documents],
     }
-    texts = resumed(batches_of_pairs(documents, layout, settings.batch_size), write, work, header, stop, report)
-    return [texts[index] for index in range(len(documents))]
+    batches = batches_of_pairs(documents, layout, settings.batch_size)
+    return by_index(batches, resumed(batches, write, work, header, stop, report))
 
 
 def rouge(prediction: str, reference: str) -> dict[str, float]:

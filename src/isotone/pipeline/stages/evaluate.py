@@ -50,7 +50,7 @@ def _evaluate(context: Context, name: str, folder: Path | None) -> dict[str, Any
     config, seed = context.experiment.evaluation, context.experiment.data.shuffle_seed
     documents = list(data.documents(config.split).shuffled(seed)[: config.num_documents])
     identity = {"weights": context.inputs_hash, "checkpoint": folder.name if folder else "start"}
-    rows = (_pair_rows if data.pairs else _text_rows)(context, name, model, data, documents, identity)
+    rows = _score(context, name, model, data, documents, identity)
     found = summarize(rows)
     if name == context.experiment.attacks.checkpoint:
         if data.pairs and config.rouge:
@@ -63,7 +63,7 @@ def _evaluate(context: Context, name: str, folder: Path | None) -> dict[str, Any
     return {"checkpoint": folder.name if folder else "start", "certificate": certificate, **found}
 
 
-def _text_rows(
+def _score(
     context: Context,
     name: str,
     model: PreTrainedModel,
@@ -72,7 +72,19 @@ def _text_rows(
     identity: dict[str, str],
 ) -> list[Row]:
     config = context.experiment.evaluation
+    work = records.JsonLines(context.run.work(context.node) / f"{name}.jsonl")
     with context.progress(1, "batch") as bar:
+        if data.pairs:
+            return evaluate_pairs(
+                model,
+                documents,
+                data.pairs,
+                batch_size=config.batch_size,
+                work=work,
+                identity=identity,
+                stop=context.stop,
+                report=bar.set,
+            )
         return evaluate_perplexity(
             model,
             documents,
@@ -80,29 +92,7 @@ def _text_rows(
             stride=config.stride,
             batch_size=config.batch_size,
             leading_token=data.separator,
-            work=records.JsonLines(context.run.work(context.node) / f"{name}.jsonl"),
-            identity=identity,
-            stop=context.stop,
-            report=bar.set,
-        )
-
-
-def _pair_rows(
-    context: Context,
-    name: str,
-    model: PreTrainedModel,
-    data: PackedData,
-    documents: list[PackedDocument],
-    identity: dict[str, str],
-) -> list[Row]:
-    assert data.pairs is not None
-    with context.progress(1, "batch") as bar:
-        return evaluate_pairs(
-            model,
-            documents,
-            data.pairs,
-            batch_size=context.experiment.evaluation.batch_size,
-            work=records.JsonLines(context.run.work(context.node) / f"{name}.jsonl"),
+            work=work,
             identity=identity,
             stop=context.stop,
             report=bar.set,
