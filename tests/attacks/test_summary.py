@@ -52,6 +52,14 @@ def test_delta_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
     assert entry["edits_per_document"] == 1
 
 
+def test_short_targets_count_where_they_have_tokens() -> None:
+    """A pair's target may end before the later buckets begin: it says nothing of them, and the others still do."""
+    short, long = row(1.0, 8, 0.1), row(4.0, 40, 0.1)
+    short["delta_by_offset"] = {"0-7": {"nats": 1.0, "tokens": 8}}
+    long["delta_by_offset"] = {"0-7": {"nats": 3.0, "tokens": 8}, "32+": {"nats": 1.0, "tokens": 8}}
+    assert summarize([short, long])["delta_by_offset"] == {"0-7": pytest.approx(0.25), "32+": pytest.approx(0.125)}
+
+
 def test_published_figures_are_means_over_documents_under_their_own_bar() -> None:
     published = summarize([row(1.0, 10, 0.1), row(10.0, 20, 0.2)], published_success=0.15)["published_accounting"]
     assert published["degradation"] == pytest.approx(0.15)

@@ -128,13 +128,13 @@ def _curve(deltas: Sequence[float], curve_to: float) -> list[list[float]]:
 
 
 def _by_offset(rows: Sequence[Row]) -> dict[str, float | None]:
-    names = dict.fromkeys(name for row in rows for name in row["delta_by_offset"])
+    of_bucket: dict[str, list[Row]] = {}
+    for row in rows:
+        for name, found in row["delta_by_offset"].items():  # of a short target only the first buckets are there
+            of_bucket.setdefault(name, []).append(found)
     return {
-        name: _ratio(
-            math.fsum(row["delta_by_offset"][name]["nats"] for row in rows),
-            sum(row["delta_by_offset"][name]["tokens"] for row in rows),
-        )
-        for name in names
+        name: _ratio(math.fsum(part["nats"] for part in parts), sum(part["tokens"] for part in parts))
+        for name, parts in of_bucket.items()
     }
 
 
