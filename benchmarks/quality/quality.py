@@ -82,7 +82,9 @@ def print_rouge(results: dict[str, Any]) -> None:
 def print_robustness(results: dict[str, Any]) -> None:
     deltas = against_baseline(results, "delta_nll", "ensemble")
     verdicts = {v["arm"]: v for v in results["verdicts"]}
-    print("| arm | Δ, worst of all attacks | difference to the baseline | remainders | verdict |\n|---|---|---|---|---|")
+    print(
+        "| arm | Δ, worst of all attacks | difference to the baseline | remainders | verdict |\n|---|---|---|---|---|"
+    )
     for arm, its in deltas.items():
         verdict = verdicts.get(arm, {"against": [], "verdict": "–"})
         remainders = "; ".join(
