@@ -41,16 +41,16 @@ def read(folder: Path) -> dict[str, Any]:
     return records.read_json(seeds[0])
 
 
-def against_baseline(results: dict[str, Any], metric: str, attack: str | None = None) -> dict[str, dict[str, Any]]:
-    """Return the comparison with the baseline in a metric, by arm; of attacks in the primary protocol alone."""
-    return {
-        c["a"]: c
-        for c in results["comparisons"]
-        if c["metric"] == metric
-        and c["b"] == "baseline"
-        and c["attack"] == attack
-        and c["protocol"] in (None, "prefix")
-    }
+def against_baseline(
+    results: dict[str, Any],
+    metric: str,
+    attack: str | None = None,
+    variant: str | None = None,
+    protocol: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return the comparison with the baseline in a metric, by arm."""
+    asked = {"metric": metric, "attack": attack, "variant": variant, "protocol": protocol, "b": "baseline"}
+    return {c["a"]: c for c in results["comparisons"] if asked.items() <= c.items()}
 
 
 def print_cost(results: dict[str, Any]) -> None:
@@ -71,30 +71,35 @@ def print_rouge(results: dict[str, Any]) -> None:
         return
     print("| arm | " + " | ".join(f"{m}, difference" for m in metrics) + " |\n|---" + "|---" * len(metrics) + "|")
     for arm in against_baseline(results, metrics[0]):
-        cells = []
-        for metric in metrics:
-            its = against_baseline(results, metric)[arm]
-            cells.append(f"{its['value_a']:.3f}, {interval(its['difference'], its['ci95'], '{:+.3f}')}")
+        cells = [", ".join(cells_of(against_baseline(results, metric)[arm], "{:+.3f}")) for metric in metrics]
         print(f"| {arm} | {' | '.join(cells)} |")
     print()
 
 
 def print_robustness(results: dict[str, Any]) -> None:
-    deltas = against_baseline(results, "delta_nll", "ensemble")
     verdicts = {v["arm"]: v for v in results["verdicts"]}
+    worst = against_baseline(results, "delta_nll", "ensemble", "worst_case", "prefix")
+    published = against_baseline(results, "delta_nll", "hotflip", "published", "after_first_flip")
     print(
-        "| arm | Δ, worst of all attacks | difference to the baseline | remainders | verdict |\n|---|---|---|---|---|"
+        "| arm | Δ, worst of all attacks | and minus the baseline's | Δ, published HotFlip | and minus the baseline's |"
     )
-    for arm, its in deltas.items():
-        verdict = verdicts.get(arm, {"against": [], "verdict": "–"})
-        remainders = "; ".join(
-            f"{one['control']} {interval(one['remainder']['value'], one['remainder']['ci95'], '{:+.3f}')}"
-            for one in verdict["against"]
-            if one["remainder"]
-        )
-        difference = interval(its["difference"], its["ci95"], "{:+.3f}")
-        print(f"| {arm} | {its['value_a']:.3f} | {difference} | {remainders or '–'} | {verdict['verdict']} |")
-    print(f"\nthe baseline's Δ: {next(iter(deltas.values()))['value_b']:.3f}\n")
+    print("|---|---|---|---|---|")
+    of_baseline = [f"{next(iter(compared.values()))['value_b']:.3f}" for compared in (worst, published)]
+    print(f"| baseline | {' | – | '.join(of_baseline)} | – |")
+    for arm in worst:
+        print(f"| {arm} | {' | '.join(cell for c in (worst, published) for cell in cells_of(c[arm], '{:+.3f}'))} |")
+    print("\n| arm | remainders, by control | verdict | premise met |\n|---|---|---|---|")
+    for arm, verdict in verdicts.items():
+        found = [(one["control"], one["remainder"]) for one in verdict["against"] if one["remainder"]]
+        remainders = "; ".join(f"{name} {interval(one['value'], one['ci95'], '{:+.3f}')}" for name, one in found)
+        premise = (results["arms"][arm]["certificate"] or {}).get("premise")
+        met = f"{premise['ordered']:,} of {premise['pairs']:,}" if premise else "–"
+        print(f"| {arm} | {remainders or '–'} | {verdict['verdict']} | {met} |")
+    print()
+
+
+def cells_of(its: dict[str, Any], form: str) -> list[str]:
+    return [f"{its['value_a']:.3f}", interval(its["difference"], its["ci95"], form)]
 
 
 def interval(value: float, bounds: Any, form: str) -> str:
