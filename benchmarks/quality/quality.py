@@ -80,6 +80,8 @@ def print_robustness(results: dict[str, Any]) -> None:
     verdicts = {v["arm"]: v for v in results["verdicts"]}
     worst = against_baseline(results, "delta_nll", "ensemble", "worst_case", "prefix")
     published = against_baseline(results, "delta_nll", "hotflip", "published", "after_first_flip")
+    if not worst:  # HotFlip alone was asked for
+        return
     print(
         "| arm | Δ, worst of all attacks | and minus the baseline's | Δ, published HotFlip | and minus the baseline's |"
     )

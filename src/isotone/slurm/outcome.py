@@ -3,8 +3,8 @@
     python -m isotone.slurm.outcome --run RUN --stage STAGE --exit-code CODE [--signal USR1] [--max-requeues N]
 
 Exit code 0: the stage is complete. 75: not yet, requeue the job. 76: not yet, and Slurm has requeued the job itself. 1:
-give up. Every decision is written down with its
-reason in RUN/logs/jobs.jsonl, where ``isotone why`` finds it. Imports no torch: a job that asks has little time left.
+give up. Every decision is written down with its reason in RUN/logs/jobs.jsonl, where ``isotone why`` finds it. Imports
+no torch: a job that asks has little time left.
 """
 
 import argparse
