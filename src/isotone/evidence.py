@@ -24,6 +24,7 @@ class Evidence:
         clean: documents' rows of the evaluation on clean text.
         transferred: rows of other arms' edits on this arm; ``source`` says whose.
         probes: rows of ``isotone.attacks.probe``.
+        exchanged: rows of ``isotone.attacks.exchange``: how much the arm reads what is attacked.
         matched: of a matched-loss control: ``to``, ``by``, ``target``, ``reached``, ``reachable``, ``reason``.
         order: what the certificate says about the order of feed-forward inputs; None without a certificate.
     """
@@ -32,6 +33,7 @@ class Evidence:
     clean: Sequence[Row] = ()
     transferred: Sequence[Row] = ()
     probes: Sequence[Row] = ()
+    exchanged: Sequence[Row] = ()
     matched: Mapping[str, Any] | None = None
     order: str | None = None
 

@@ -52,6 +52,7 @@ class ArmFindings:
         hotflip_rows: documents' rows by variant, of the held-out documents only.
         transfer_rows: rows of other arms' edits on this one; ``source`` says whose.
         probe_rows: rows of ``isotone.attacks.probe``.
+        exchanged_rows: rows of ``isotone.attacks.exchange``.
         triggers: entry of the trigger that was learned.
         trigger_rows: the documents' rows.
         attacks: entries of the further attacks and of the ensemble, by name.
@@ -68,6 +69,7 @@ class ArmFindings:
     hotflip_rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     transfer_rows: Sequence[Row] = ()
     probe_rows: Sequence[Row] = ()
+    exchanged_rows: Sequence[Row] = ()
     triggers: Json | None = None
     trigger_rows: Sequence[Row] = ()
     attacks: Mapping[str, Json] = field(default_factory=dict)
@@ -273,6 +275,7 @@ def evidence_of(findings: Mapping[str, ArmFindings]) -> dict[str, Evidence]:
             clean=found.evaluation_rows,
             transferred=found.transfer_rows,
             probes=found.probe_rows,
+            exchanged=found.exchanged_rows,
             matched=found.matched_loss,
             order=(found.certificate or {}).get("order"),
         )

@@ -2,7 +2,8 @@
 
 A model that has become worse is also moved less by edits. So an arm is compared with controls: the baseline brought to
 the arm's clean loss or, where the arm is the better one, the arm brought to the baseline's. What remains of the gap
-then under the worst case of all attacks decides; every control must agree.
+then under the worst case of all attacks decides; every control must agree. A model that does not read what is attacked
+is moved by no edit of it either, at whatever loss: so the side that is harmed less must still read it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ from isotone.verdict import MAX_CLEAN_DIFFERENCE, RESOLUTION
 
 MATCHED = 0.01
 """Nats per scored token within which a control's clean loss counts as matched."""
+
+READS = 0.5
+"""Share of what losing the context costs the side that is harmed more, which it must cost the other at least."""
 
 CAVEATS = {
     "vacuous": (
@@ -65,6 +69,11 @@ class Against(BaseModel):
     clean_difference: float
     """Clean loss of the arm minus that of the baseline on the attacked documents' scored tokens, the control standing
     for one of them."""
+    context_arm: float | None
+    """What it costs the arm that all that may be attacked is exchanged for another document's, nats per scored token;
+    the control standing for it, where it was made from it. None where it was not measured."""
+    context_baseline: float | None
+    """The same of the baseline, the control standing for it, where it was made from it."""
 
 
 class Excluded(BaseModel):
@@ -94,6 +103,8 @@ class Verdict(BaseModel):
     excluded: list[Excluded]
     below_floor: str | None
     """Why what was measured is too little for a verdict; None where it is enough."""
+    unread: str | None
+    """Why less harm is no robustness: who is harmed less hardly reads what is attacked. None where that is not so."""
     clean_difference: float | None
     """Of the arm and the baseline, a − b: the larger of that on clean text and that on the attacked documents."""
     margin: float | None
@@ -134,7 +145,8 @@ def decide(
     against = [_against(c, gap, columns, seeds) for c, gap in zip(controls, gaps, strict=True) if gap.total is not None]
     word, equivalent = judge([entry.remainder for entry in against], margin)
     below = _below(floors, gaps[0].n, list(columns), seeds) if against else None
-    if below:
+    unread = _unread(arm, baseline, against, seeds) if word in ("more_robust", "less_robust") and not below else None
+    if below or unread:
         word, equivalent = "not_concluded", None
     detectables = [entry.remainder.detectable for entry in against if entry.remainder.detectable is not None]
     verdict = Verdict(
@@ -148,6 +160,7 @@ def decide(
         against=against,
         excluded=excluded,
         below_floor=below,
+        unread=unread,
         clean_difference=clean,
         margin=margin,
         detectable=max(detectables, default=None),
@@ -229,6 +242,37 @@ def _spent(evidence: Evidence) -> float:
     return max((sum(row["spent_tokens"] for row in rows) / len(rows) for rows in searches), default=0.0)
 
 
+def _sides(control: str, in_place_of: str, arm: str, baseline: str) -> tuple[str, str]:
+    """Return who stands for the arm and for the baseline."""
+    return (arm, control) if in_place_of == "baseline" else (control, baseline)
+
+
+def _unread(arm: str, baseline: str, against: Sequence[Against], seeds: Seeds) -> str | None:
+    """Say where the side that is harmed less reads less than a share of what the other reads, in any seed."""
+    for entry in against:
+        less, more = _sides(entry.control, entry.in_place_of, arm, baseline)[:: _direction(entry.remainder)]
+        for of_seed in seeds:
+            uses = context_uses((less, more), [of_seed])
+            if uses and not uses[less] >= READS * uses[more]:
+                return (
+                    f"{less} is harmed less, but hardly reads what is attacked: another document's in its place costs "
+                    f"it {uses[less]:.3f} nats per scored token, and {more} {uses[more]:.3f}; at least {READS:.0%} of "
+                    "that are needed"
+                )
+    return None
+
+
+def context_uses(arms: Sequence[str], seeds: Seeds) -> dict[str, float]:
+    """Return what arms lose, nats per scored token, when all that may be attacked is exchanged for another document's.
+
+    Empty where that was not measured on documents that all of them share.
+    """
+    found = tables({arm: [changes(of_seed[arm].exchanged) for of_seed in seeds] for arm in arms})
+    if not found.documents:
+        return {}
+    return {arm: float(found.x[arm].sum() / found.n[arm].sum()) for arm in arms}
+
+
 def clean_difference(arm: str, baseline: str, seeds: Seeds) -> float | None:
     """Return the larger difference of clean losses, arm − baseline: on clean text, or on the attacked documents."""
     found = []
@@ -286,7 +330,8 @@ def _against(control: Control, gap: Decomposition, columns: Mapping[str, Sequenc
 
     names = (control.name, gap.arm, gap.baseline)
     delta = {arm: float(found.x[arm].sum() / found.n[arm].sum()) for arm in names}
-    arm, baseline = (gap.arm, control.name) if control.in_place_of == "baseline" else (control.name, gap.baseline)
+    arm, baseline = _sides(control.name, control.in_place_of, gap.arm, gap.baseline)
+    uses = context_uses((arm, baseline), seeds)
     return Against(
         control=control.name,
         by=control.by,
@@ -296,6 +341,8 @@ def _against(control: Control, gap: Decomposition, columns: Mapping[str, Sequenc
         delta_baseline=delta[gap.baseline],
         remainder=gap.parts[1],
         clean_difference=clean(arm) - clean(baseline),
+        context_arm=uses.get(arm),
+        context_baseline=uses.get(baseline),
     )
 
 
@@ -355,6 +402,8 @@ def _not_concluded(v: Verdict, attempted: bool) -> str:
     text = f"No verdict on the robustness of {v.arm} against {v.baseline}: "
     if v.below_floor:
         return text + v.below_floor
+    if v.unread:
+        return text + v.unread
     if attempted:
         return text + "no document has figures under every attack on all sides"
     if v.clean_difference is None:

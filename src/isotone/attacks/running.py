@@ -84,6 +84,7 @@ def replay(
     edits: Mapping[str, Iterable[Sequence[int]]],
     protocol: AttackProtocol | None = None,
     *,
+    name: str = "replay",
     log: JsonLines | None = None,
     stop: StopFlag | None = None,
     batch_documents: int = 8,
@@ -97,24 +98,25 @@ def replay(
         windows: the documents.
         edits: for each document's id, (position, old, new) as in a row; a document without an entry is missing.
         protocol: as for ``run_documents``, as are the other arguments.
+        name: what the rows call themselves, as attack and variant.
 
     Raises:
         Stopped: a stop was requested; finished batches are in the log.
         IsotoneError: an edit's old token is not the document's: these are not the documents that were attacked.
     """
     protocol = protocol or PrefixProtocol()
-    rows = continue_rows(log, "replay", "replay", windows)
+    rows = continue_rows(log, name, name, windows)
     with frozen(model):
         problem = Problem(Target(model, protocol.scored, batch_size, protocol.pairs), protocol, vocabulary)
         for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
             if stop is not None:
-                stop.check(f"replay after {len(rows)} of {len(windows)} documents")
+                stop.check(f"{name} after {len(rows)} of {len(windows)} documents")
             batch = list(windows[first : first + batch_documents])
             fresh: list[Row] = []
             attacked_BL = torch.stack([edited(window, edits.get(window.id, ())) for window in batch])
             for index, row in enumerate(judge(problem, batch, attacked_BL), first):
                 figures = row if windows[index].id in edits else missing("there are no edits to replay")
-                head = {"index": index, "id": windows[index].id, "attack": "replay", "variant": "replay"}
+                head = {"index": index, "id": windows[index].id, "attack": name, "variant": name}
                 fresh.append(head | figures)
             fresh = fresh[len(rows) - first :]
             if log is not None:

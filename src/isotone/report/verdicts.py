@@ -41,7 +41,7 @@ def controls_table(run: RunFiles) -> Table:
         "Remainder [95\u00a0%]",
         "90 % interval",
     ]
-    columns += ["Clean loss, difference", "δ", "Detectable", "Documents"]
+    columns += ["Clean loss, difference", "Context, arm", "Context, baseline", "δ", "Detectable", "Documents"]
     rows = []
     for v in _verdicts(run):
         head = [v["arm"], v["verdict"].replace("_", " ")]
@@ -58,15 +58,18 @@ def controls_table(run: RunFiles) -> Table:
                     _with_interval(remains),
                     interval(remains["ci90"]),
                     signed(entry["clean_difference"]),
+                    number(entry["context_arm"]),
+                    number(entry["context_baseline"]),
                     number(v["margin"]),
                     number(remains["detectable"]),
                     count(v["n"]),
                 ]
             )
         for entry in v["excluded"]:
-            rows.append([*head, entry["control"], f"does not count: {entry['reason']}", *["–"] * 9])
+            rows.append([*head, entry["control"], f"does not count: {entry['reason']}", *["–"] * 11])
     caption = (
-        "Worst of all attacks, nats per scored token; remainder: baseline − arm, the control standing for its origin"
+        "Worst of all attacks, nats per scored token; remainder: baseline − arm, the control standing for its origin; "
+        "context: what another document's costs in the place of what is attacked"
     )
     return Table(caption, columns, rows, frozenset({0, 1, 2, 3}))
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
 from isotone.attacks import Vocabulary, Window, evaluate_trigger, replay, run_documents, search_trigger
+from isotone.attacks.exchange import EXCHANGED, exchange_contexts
 from isotone.attacks.interface import DocumentAttack
 from isotone.attacks.probe import Probe, probe_documents
 from isotone.attacks.running import Progress, edits_of
@@ -97,6 +98,8 @@ class Arm:
                 windows,
                 partial(self._run, attack, windows),
             )
+        windows = work.windows("attack_test")
+        self._log(Node("hotflip", self.name), EXCHANGED, windows, partial(self._exchange, windows), quiet=True)
 
     def probe(self) -> None:
         """Ask how much gradients tell, where ``attacks.probe`` is there: what two signs of masking are measured on."""
@@ -246,6 +249,17 @@ class Arm:
             stop=self.work.stop,
             batch_documents=self.work.experiment.attacks.batch_documents,
             progress=done,
+        )
+
+    def _exchange(self, windows: list[Window], log: records.JsonLines, done: Progress) -> None:
+        exchange_contexts(
+            self.model,
+            self.vocabulary,
+            windows,
+            self.work.protocol,
+            log=log,
+            stop=self.work.stop,
+            batch_documents=self.work.experiment.attacks.batch_documents,
         )
 
     def _replay(self, edits: Edits, windows: list[Window], log: records.JsonLines, done: Progress) -> None:

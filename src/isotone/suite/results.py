@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from isotone import records
 from isotone.attacks import Vocabulary, success_threshold
+from isotone.attacks.exchange import EXCHANGED
 from isotone.findings import gather, margins
 from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.stages.further_attacks import SEARCH
@@ -84,6 +85,7 @@ def _findings(
         trigger_rows=work.rows(node) if searched else [],
         trigger_search=records.read_json(work.folder.node_result(node))["search"] if searched else None,
         transfer_rows=replayed,
+        exchanged_rows=work.rows(Node("hotflip", arm), EXCHANGED),
         probe_rows=work.rows(Node(PROBE, arm)) if arm in probed_arms(work.experiment) else (),
         matched_loss=records.read_json(work.folder.node_result(Node("match", arm))) if matched else None,
     )

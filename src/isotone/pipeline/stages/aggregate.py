@@ -7,6 +7,7 @@ from typing import Any
 from isotone import records
 from isotone.attacks import Vocabulary, success_threshold
 from isotone.attacks.ensemble import ENSEMBLE
+from isotone.attacks.exchange import EXCHANGED
 from isotone.findings import gather, margins
 from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context
@@ -82,6 +83,7 @@ def _findings(context: Context, arm: str, threshold: float | None, vocabulary: V
         further={kind: _rows(context, Node(kind, arm)) for kind in further_attacks(experiment)},
         trigger_rows=_rows(context, Node("triggers", arm)),
         premise=_result(context, Node("hotflip", arm)).get("premise"),
+        exchanged_rows=_rows(context, Node("hotflip", arm), EXCHANGED),
         trigger_search=_result(context, Node("triggers", arm))["search"],
         transfer_rows=_rows(context, Node("transfer", arm)) if experiment.attacks.transfer else (),
         probe_rows=_rows(context, Node(PROBE, arm)) if arm in probed_arms(experiment) else (),

@@ -12,7 +12,16 @@ import torch
 from transformers import PreTrainedModel
 
 from isotone import records
-from isotone.attacks import BeamHotFlip, HotFlip, PublishedHotFlip, RandomEdits, ShuffledHotFlip, run_documents
+from isotone.attacks import (
+    BeamHotFlip,
+    HotFlip,
+    PublishedHotFlip,
+    RandomEdits,
+    ShuffledHotFlip,
+    Vocabulary,
+    run_documents,
+)
+from isotone.attacks.exchange import EXCHANGED, exchange_contexts
 from isotone.attacks.interface import DocumentAttack
 from isotone.attacks.protocol import AttackProtocol
 from isotone.attacks.running import edited, edits_of
@@ -48,9 +57,26 @@ def run(context: Context) -> list[Path]:
                 progress=partial(_show, bar, variant),
             )
         outputs.append(path)
+    outputs.append(_exchange(context, model, protocol, vocabulary))
     found = {"documents": documents, "premise": _premise(context, model, protocol)}
     records.write_json(context.run.node_result(context.node), {"schema": 1, "arm": context.arm_name, **found})
     return [*outputs, context.run.node_result(context.node)]
+
+
+def _exchange(context: Context, model: PreTrainedModel, protocol: AttackProtocol, vocabulary: Vocabulary) -> Path:
+    """Measure how much the arm reads what is attacked."""
+    path = context.run.documents(context.node, EXCHANGED)
+    windows, _ = attacked_windows(context, open_packed(context.run.data), "attack_test", first_token(context))
+    exchange_contexts(
+        model,
+        vocabulary,
+        windows,
+        protocol,
+        log=records.JsonLines(path),
+        stop=context.stop,
+        batch_documents=context.experiment.attacks.batch_documents,
+    )
+    return path
 
 
 def _premise(context: Context, model: PreTrainedModel, protocol: AttackProtocol) -> dict[str, Any]:
