@@ -1,5 +1,6 @@
 """The verdict follows its rules, in the same words for both directions; a test for each rule."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,45 @@ def test_no_verdict_without_a_control_while_clean_losses_differ() -> None:
     assert verdict(one_seed(0.20, nll=3.0)).verdict == "more_robust"  # the baseline is its own control
     assert verdict(one_seed(0.20, nll=3.019)).verdict == "more_robust"
     assert verdict(one_seed(0.20, nll=3.021)).verdict == "not_concluded"
+
+
+def reading(found: Evidence, uses: float) -> Evidence:
+    """Return an arm that loses this many nats a token with another document's context."""
+    return replace(found, exchanged=rows(np.full(NUM_DOCUMENTS, uses), attack=("exchanged", "exchanged")))
+
+
+@pytest.mark.parametrize(("monotonic", "control", "less"), [(0.05, 0.9, "monotonic"), (0.9, 0.05, "control_1")])
+def test_a_model_that_does_not_read_what_is_attacked_is_not_robust(monotonic: float, control: float, less: str) -> None:
+    """A unigram model is moved by no edit; nothing follows from that, whichever side it is on."""
+    [seed] = one_seed(monotonic, control)
+    assert verdict([seed]).verdict in ("more_robust", "less_robust")  # nobody asked how much is read
+
+    def with_uses(share: float) -> Verdict:
+        uses = {"monotonic": 2.0, "control_1": 2.0} | {less: 2.0 * share}
+        return verdict([seed | {name: reading(seed[name], value) for name, value in uses.items()}])
+
+    ruined, reads = with_uses(0.05), with_uses(0.55)
+    assert ruined.verdict == "not_concluded"
+    assert (
+        f"{less} is harmed less, but hardly reads what is attacked: another document's in its place costs it 0.100 "
+        in (ruined.sentence)
+    )
+    assert "robust than" not in ruined.sentence
+    assert reads.verdict == ("more_robust" if less == "monotonic" else "less_robust")
+    assert (reads.unread, reads.against[0].context_baseline) == (None, pytest.approx(1.1 if less != "monotonic" else 2))
+
+
+def test_one_seed_that_does_not_read_is_enough() -> None:
+    [seed] = one_seed(0.05, 0.9)
+    good = seed | {name: reading(seed[name], 2.0) for name in ("monotonic", "control_1")}
+    assert verdict([good, good]).verdict == "more_robust"
+    assert verdict([good, good | {"monotonic": reading(good["monotonic"], 0.1)}]).verdict == "not_concluded"
+
+
+def test_a_model_that_reads_less_and_is_harmed_more_is_less_robust_all_the_same() -> None:
+    [seed] = one_seed(0.9, 0.3)
+    uses = {"monotonic": 0.1, "control_1": 2.0}
+    assert verdict([seed | {n: reading(seed[n], value) for n, value in uses.items()}]).verdict == "less_robust"
 
 
 def test_losses_of_the_attacked_documents_count_as_clean_losses_too() -> None:

@@ -43,7 +43,7 @@ def test_controls_stand_beside_the_arm_and_those_that_do_not_count_say_why() -> 
     ]
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert table.rows[0][7].startswith("+0.098 [")
-    assert table.rows[0][10] == "0.040"
+    assert dict(zip(table.columns, table.rows[0], strict=True))["δ"] == "0.040"
 
 
 def test_every_gap_is_shown_with_its_parts() -> None:

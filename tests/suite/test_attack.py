@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from tiny_models import tiny_model
 
 from isotone import records
@@ -137,6 +138,30 @@ def test_no_verdict_at_different_losses_but_through_controls(
     back = attack(given[::-1], matched_loss=True, **asked)
     assert (back.arms["one_matched"].matched_loss or {})["start"] == "one"
     assert back.verdicts[0].verdict == "equivalent"
+
+
+def test_a_model_that_reads_nothing_is_not_called_robust(
+    attack: Attack, models: dict[str, str], tmp_path: Path
+) -> None:
+    """It says words as often as they are said, whatever stands before; at its loss the baseline still listens."""
+    texts = spoken_by(tiny_model("gpt_neox", seed=0, initializer_range=0.5), count=40)
+    own_texts, unigram = write_documents(tmp_path / "own.jsonl", texts), tiny_model("gpt_neox", initializer_range=0.5)
+    counts_V = torch.bincount(torch.tensor([int(word[1:]) for t in texts for word in t.split()]), minlength=64)
+    with torch.no_grad():
+        unigram.gpt_neox.final_layer_norm.weight.zero_()
+        logits_V1 = (counts_V + 1).float().log()[:, None]
+        unigram.gpt_neox.final_layer_norm.bias.copy_(
+            torch.linalg.lstsq(unigram.lm_head.weight, logits_V1).solution[:, 0]
+        )
+    given = [models["one"], save(tmp_path / "unigram", unigram)]
+    results = attack(given, documents=own_texts, attacks=["hotflip", "random"], matched_loss=True)
+    [verdict] = results.verdicts
+    [against] = verdict.against
+    assert against.remainder.ci95 is not None
+    assert against.remainder.ci95[0] > 0  # harmed less at the same clean loss, in every document
+    assert against.context_arm == 0
+    assert verdict.verdict == "not_concluded"
+    assert "unigram is harmed less, but hardly reads what is attacked" in verdict.sentence
 
 
 def test_a_stop_anywhere_changes_no_byte(attack: Attack, models: dict[str, str], tmp_path: Path) -> None:
