@@ -29,6 +29,7 @@ def hotflip(sizes: Sizes, arm: str) -> Work:
         total += (tests + (searches if arm == "baseline" else 0)) * one
     total += tests * (gradient_flops(shape, 1, length, length - 1) + 2 * flips * shape.head_weights + costs.judged)
     total += tests * (2 * costs.clean + costs.judged)
+    total += tests * costs.judged  # another document's context
     total += searches * ((1 + config.random_draws) * costs.clean + costs.judged)
     # the stage asks the tokenizer for its BOS before every method, published and both random ones included
     return Work(attack=total, tokenizers=1 + len(methods_used(sizes, arm)), vocabularies=1)
