@@ -30,8 +30,10 @@ TOLERANCE = 1e-3
 """Largest correlation of a free input with what is left over, as a share of the target's size, at which a fit ends."""
 
 STALLED = 1e-6
-"""Share of the targets' squares: a fit ends where what is left over has fallen by less between two checks. Behind outlying
-activations, which SmolLM2-135M has, the conditions of optimality come hundreds of sweeps later than that."""
+"""Share of the targets' squares: a fit ends where what is left over has fallen by less between two checks.
+
+Behind outlying activations, which SmolLM2-135M has, the conditions of optimality come hundreds of sweeps later.
+"""
 
 MAX_SWEEPS = 500
 """Passes over all coordinates after which a fit ends in any case; what it has then reached is reported."""
