@@ -218,7 +218,9 @@ def test_a_second_interrupt_ends_a_run_at_once(tmp_path: Path) -> None:
 
 
 def test_a_time_budget_leaves_a_run_that_continues(tmp_path: Path) -> None:
-    done = run(tmp_path, "--set", "training.epochs=5", "--max-minutes-per-run", "0.3")
+    longer = ("--set", "training.epochs=50")
+    run(tmp_path, *longer, "--until", "constrain")  # so that a busy machine, too, comes to the first step in time
+    done = run(tmp_path, *longer, "--max-minutes-per-run", "0.5")
     assert done.returncode == 75
     assert "minutes" in done.stderr
     assert list((tmp_path / RUN / "checkpoints/baseline").glob("step-*[1-9]"))
