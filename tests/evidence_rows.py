@@ -72,9 +72,16 @@ def clean_rows(nll: float, num_documents: int = 40) -> list[dict[str, Any]]:
 def evidence(
     *attacks: list[dict[str, Any]], nll: float = 3.0, matched: Mapping[str, Any] | None = None, **more: Any
 ) -> Evidence:
-    """Return an arm's evidence from rows of its attacks."""
+    """Return an arm's evidence from rows of its attacks; unless ``exchanged`` is given, it reads what is attacked."""
     by_attack = {(found[0]["attack"], found[0]["variant"]): found for found in attacks}
+    if attacks:
+        more.setdefault("exchanged", exchanged(2.0, len(attacks[0])))
     return Evidence(with_ensemble(by_attack), clean_rows(nll), matched=matched, **more)
+
+
+def exchanged(uses: float, num_documents: int) -> list[dict[str, Any]]:
+    """Return rows of an arm that loses this many nats a token with another document's context."""
+    return rows(np.full(num_documents, uses), attack=("exchanged", "exchanged"))
 
 
 def matched_to(arm: str, by: str = "temperature", distance: float = 0.002, **more: Any) -> dict[str, Any]:

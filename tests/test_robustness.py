@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evidence_rows import ITERATIVE, evidence, matched_to, missing, rows
+from evidence_rows import ITERATIVE, evidence, exchanged, matched_to, missing, rows
 
 from isotone.decomposition import Term
 from isotone.evidence import Evidence
@@ -88,14 +88,14 @@ def test_no_verdict_without_a_control_while_clean_losses_differ() -> None:
 
 def reading(found: Evidence, uses: float) -> Evidence:
     """Return an arm that loses this many nats a token with another document's context."""
-    return replace(found, exchanged=rows(np.full(NUM_DOCUMENTS, uses), attack=("exchanged", "exchanged")))
+    return replace(found, exchanged=exchanged(uses, NUM_DOCUMENTS))
 
 
 @pytest.mark.parametrize(("monotonic", "control", "less"), [(0.05, 0.9, "monotonic"), (0.9, 0.05, "control_1")])
 def test_a_model_that_does_not_read_what_is_attacked_is_not_robust(monotonic: float, control: float, less: str) -> None:
     """A unigram model is moved by no edit; nothing follows from that, whichever side it is on."""
     [seed] = one_seed(monotonic, control)
-    assert verdict([seed]).verdict in ("more_robust", "less_robust")  # nobody asked how much is read
+    assert verdict([seed]).verdict in ("more_robust", "less_robust")  # both read
 
     def with_uses(share: float) -> Verdict:
         uses = {"monotonic": 2.0, "control_1": 2.0} | {less: 2.0 * share}
@@ -110,6 +110,13 @@ def test_a_model_that_does_not_read_what_is_attacked_is_not_robust(monotonic: fl
     assert "robust than" not in ruined.sentence
     assert reads.verdict == ("more_robust" if less == "monotonic" else "less_robust")
     assert (reads.unread, reads.against[0].context_baseline) == (None, pytest.approx(1.1 if less != "monotonic" else 2))
+
+
+def test_nothing_is_concluded_where_nobody_measured_whether_the_context_is_read() -> None:
+    [seed] = one_seed(0.05, 0.9)
+    result = verdict([seed | {"monotonic": replace(seed["monotonic"], exchanged=())}])
+    assert result.verdict == "not_concluded"
+    assert "monotonic is harmed less, and whether it reads what is attacked was not measured" in result.sentence
 
 
 def test_one_seed_that_does_not_read_is_enough() -> None:

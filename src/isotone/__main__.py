@@ -10,6 +10,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a locale that lacks a character must not end a run that is complete
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries draw bars into logs, too; progress is isotone's own
     from isotone.interruption import StopFlag
 
     stop = StopFlag()

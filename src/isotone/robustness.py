@@ -104,7 +104,8 @@ class Verdict(BaseModel):
     below_floor: str | None
     """Why what was measured is too little for a verdict; None where it is enough."""
     unread: str | None
-    """Why less harm is no robustness: who is harmed less hardly reads what is attacked. None where that is not so."""
+    """Why less harm is no robustness: who is harmed less hardly reads what is attacked, or nobody measured whether it
+    does. None where that is not so."""
     clean_difference: float | None
     """Of the arm and the baseline, a − b: the larger of that on clean text and that on the attacked documents."""
     margin: float | None
@@ -248,12 +249,14 @@ def _sides(control: str, in_place_of: str, arm: str, baseline: str) -> tuple[str
 
 
 def _unread(arm: str, baseline: str, against: Sequence[Against], seeds: Seeds) -> str | None:
-    """Say where the side that is harmed less reads less than a share of what the other reads, in any seed."""
+    """Say where the side that is harmed less is not known to read a share of what the other reads, in any seed."""
     for entry in against:
         less, more = _sides(entry.control, entry.in_place_of, arm, baseline)[:: _direction(entry.remainder)]
         for of_seed in seeds:
             uses = context_uses((less, more), [of_seed])
-            if uses and not uses[less] >= READS * uses[more]:
+            if not uses:
+                return f"{less} is harmed less, and whether it reads what is attacked was not measured"
+            if not uses[less] >= READS * uses[more]:
                 return (
                     f"{less} is harmed less, but hardly reads what is attacked: another document's in its place costs "
                     f"it {uses[less]:.3f} nats per scored token, and {more} {uses[more]:.3f}; at least {READS:.0%} of "
