@@ -117,6 +117,13 @@ def test_unreadable_weights_and_configuration_are_one_line(folder: Path) -> None
         describe(str(folder))
 
 
+def test_weights_of_another_size_than_the_configuration_says_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] // 2}))
+    message = refusal(str(folder))
+    assert "does not fit its own configuration: gpt_neox.layers.0.mlp.dense_4h_to_h.weight is [" in message
+
+
 def test_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert "holds no weights" in refusal(str(folder))

@@ -131,6 +131,7 @@ def load_model(
             dtype=torch.float32 if dtype is None else dtype,
             attn_implementation=attention,
             use_safetensors=None if allow_pickle or at.gguf_file else True,
+            ignore_mismatched_sizes=True,  # refused below, by name: transformers names none in its error
             output_loading_info=True,
             **common,
         )
@@ -220,6 +221,11 @@ def _set_dropout(config: Any, dropout: float) -> None:
 
 def _require_whole(at: Source, model: PreTrainedModel, loading: dict[str, Any]) -> None:
     """Refuse a model of which some weights would be random: transformers only prints a report."""
+    for name, stored, needed in sorted(loading["mismatched_keys"])[:1]:
+        raise UsageError(
+            f"model.source: {at.given} does not fit its own configuration: {name} is {list(stored)} where "
+            f"{list(needed)} is needed"
+        )
     missing = sorted(loading["missing_keys"])
     left_over = sorted(k for k in loading["unexpected_keys"] if "parametrizations" in k or "original" in k.split("."))
     if missing or left_over:
