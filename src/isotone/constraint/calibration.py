@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix
+from isotone.constraint.journal import Journal
 from isotone.errors import UsageError
 from isotone.pairs import PairLayout
 
@@ -86,6 +87,7 @@ def calibrated_shift(
     rows_NL: Tensor,
     margin: float = 0.0,
     pairs: PairLayout | None = None,
+    journal: Journal | None = None,
 ) -> None:
     """Make the weights of ``constrained`` non-negative in place, disturbing the model as little as such a shift can.
 
@@ -96,14 +98,20 @@ def calibrated_shift(
         rows_NL: token ids of the calibration rows.
         margin: how far above 0 every entry ends, in standard deviations of its matrix.
         pairs: the model is an encoder-decoder and the rows are laid out so.
+        journal: keeps what is shifted, and brings it back.
     """
+    journal = journal or Journal()
     for network in networks:
         names = [name for name in network.names.values() if name in constrained]
         for stage in _stages(network, names):
+            by_name = {name: constrained[name] for name in stage}
+            if journal.restore(by_name) is not None:
+                continue
             moments = {name: _Moments(matrix(constrained[name])) for name in stage}
             handles = [constrained[n].register_forward_pre_hook(m.hook) for n, m in moments.items()]
             try:
                 for row_L in rows_NL:
+                    journal.check()
                     ids_1L = row_L[None].to(model.device)
                     in_eval_mode(model, lambda ids=ids_1L: _forward(model, ids, pairs))  # type: ignore[misc]
             finally:
@@ -111,6 +119,7 @@ def calibrated_shift(
                     handle.remove()
             for name in stage:
                 _shift(constrained[name], moments[name], margin)
+            journal.keep(by_name)
 
 
 def _forward(model: PreTrainedModel, ids_1L: Tensor, pairs: PairLayout | None) -> Tensor:

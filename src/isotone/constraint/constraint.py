@@ -18,6 +18,7 @@ from isotone.constraint.architectures import projections_of
 from isotone.constraint.calibration import calibrated_shift, require_enough
 from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
 from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
+from isotone.constraint.journal import Journal
 from isotone.constraint.layers import Layers, resolve_layers
 from isotone.constraint.moments import match_moments
 from isotone.constraint.nnls import Fit, nnls
@@ -265,6 +266,7 @@ def constrain(
     weights_follow: bool = False,
     calibrate: bool = False,
     step: str = "raw",
+    journal: Journal | None = None,
 ) -> Constraint:
     """Make the feed-forward weights of a model non-negative, and keep them so while it is trained.
 
@@ -286,6 +288,7 @@ def constrain(
         weights_follow: a checkpoint's weights will be loaded next, so nothing is fitted on calibration text.
         calibrate: match means and variances of units and outputs after the start, on ``calibration_rows_NL``.
         step: ``raw``, or ``matched``: see ``Constraint``.
+        journal: keeps what is fitted on calibration text as it is made, so that a kill does not start it over.
 
     Returns:
         The constraint, also kept at ``model.isotone_constraint``.
@@ -314,13 +317,14 @@ def constrain(
         elif initialization in FITTED and not weights_follow:
             rows_NL = require_enough(calibration_rows_NL, modules, initialization, pairs)
             if initialization == "nnls":
-                fits = nnls(model, networks, modules, rows_NL, pairs)
+                fits = nnls(model, networks, modules, rows_NL, pairs, journal)
             else:
-                calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs)
+                calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs, journal)
         elif initialization != "unchanged":
             _start_each(modules, initialization, PARAMETRIZATIONS[parametrization].contains_zero)
         if originals and calibration_rows_NL is not None:
-            match_moments(model, networks, originals, modules, calibration_rows_NL, pairs)
+            again = journal and journal.part("calibrate")
+            match_moments(model, networks, originals, modules, calibration_rows_NL, pairs, again)
     except UsageError:
         undo()
         raise

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from isotone.constraint.calibration import read
 from isotone.constraint.feed_forward import FeedForward, bias_of, matrix
+from isotone.constraint.journal import Journal
 from isotone.constraint.nnls import STAGES, target_of
 from isotone.pairs import PairLayout
 
@@ -30,6 +31,7 @@ def match_moments(
     constrained: dict[str, nn.Module],
     rows_NL: Tensor,
     pairs: PairLayout | None = None,
+    journal: Journal | None = None,
 ) -> None:
     """Scale the rows of ``constrained`` in place, and move their biases.
 
@@ -40,14 +42,18 @@ def match_moments(
         constrained: the modules to change, by full path.
         rows_NL: token ids of the calibration rows.
         pairs: the model is an encoder-decoder and the rows are laid out so.
+        journal: keeps what is done, and brings it back.
     """
+    journal = journal or Journal()
     for network, original in zip(networks, originals, strict=True):
         for roles in STAGES:
             changed = {r: constrained[network.names[r]] for r in roles if network.names.get(r) in constrained}
-            if not changed:
+            by_name = {network.names[role]: module for role, module in changed.items()}
+            if not changed or journal.restore(by_name) is not None:
                 continue
             sums = {role: (_Sums(), _Sums()) for role in changed}
             for row_L in rows_NL:
+                journal.check()
                 found = read(model, row_L[None], {"up": network.up} | changed, pairs)
                 inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
                 for role, (now, then) in sums.items():
@@ -55,6 +61,7 @@ def match_moments(
                     then.add(target_of(original, role, inputs))
             for role, (now, then) in sums.items():
                 _match(changed[role], now, then)
+            journal.keep(by_name)
 
 
 class _Sums:

@@ -15,8 +15,8 @@ tokens, n inputs and m outputs of a matrix.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from isotone.constraint.calibration import read
 from isotone.constraint.feed_forward import FeedForward, affine, bias_of, matrix
+from isotone.constraint.journal import Journal
 from isotone.pairs import PairLayout
 
 TOLERANCE = 1e-3
@@ -69,6 +70,7 @@ def nnls(
     constrained: dict[str, nn.Module],
     rows_NL: Tensor,
     pairs: PairLayout | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, Fit]:
     """Fit the modules of ``constrained`` in place, and their biases; return how well, by full path.
 
@@ -80,21 +82,32 @@ def nnls(
         constrained: the modules to fit, by full path.
         rows_NL: token ids of the calibration rows.
         pairs: the model is an encoder-decoder and the rows are laid out so.
+        journal: keeps what is fitted, and brings it back.
     """
+    journal = journal or Journal()
     fits: dict[str, Fit] = {}
-    for network in networks:
-        original = copy.deepcopy(network)
-        for roles in STAGES:
-            fitted = {r: constrained[network.names[r]] for r in roles if network.names.get(r) in constrained}
-            if not fitted:
-                continue
-            products = {role: _Products(module) for role, module in fitted.items()}
-            for row_L in rows_NL:
-                found = read(model, row_L[None], {"up": network.up} | fitted, pairs)
-                inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
-                for role, sums in products.items():
-                    sums.add(inputs[role], target_of(original, role, inputs))
-            fits |= {network.names[role]: sums.fit(fitted[role]) for role, sums in products.items()}
+    with journal.progress(len(constrained), "matrix") as bar:
+        for network in networks:
+            original = copy.deepcopy(network)
+            for roles in STAGES:
+                fitted = {r: constrained[network.names[r]] for r in roles if network.names.get(r) in constrained}
+                if not fitted:
+                    continue
+                by_name = {network.names[role]: module for role, module in fitted.items()}
+                if (notes := journal.restore(by_name)) is not None:
+                    fits |= {name: Fit(**note) for name, note in notes.items()}
+                else:
+                    products = {role: _Products(module) for role, module in fitted.items()}
+                    for row_L in rows_NL:
+                        journal.check()
+                        found = read(model, row_L[None], {"up": network.up} | fitted, pairs)
+                        inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
+                        for role, sums in products.items():
+                            sums.add(inputs[role], target_of(original, role, inputs))
+                    made = {network.names[r]: sums.fit(fitted[r], journal.check) for r, sums in products.items()}
+                    journal.keep(by_name, {name: asdict(fit) for name, fit in made.items()})
+                    fits |= made
+                bar.update(len(fits))
     return fits
 
 
@@ -131,7 +144,7 @@ class _Products:
         self.xx_nn.addmm_(x_Tn.T, x_Tn)
         self.yx_mn.addmm_(y_Tm.T, x_Tn)
 
-    def fit(self, module: nn.Module) -> Fit:
+    def fit(self, module: nn.Module, check: Callable[[], None]) -> Fit:
         """Write the best non-negative matrix, and its intercept, into a module."""
         w_mn, bias_m = matrix(module), bias_of(module)
         x_n, y_m = self.x_n / self.count, self.y_m / self.count
@@ -140,7 +153,7 @@ class _Products:
             gram_nn = gram_nn - torch.outer(x_n, x_n)
             cross_mn = cross_mn - torch.outer(y_m, x_n)
             size_m = size_m - y_m.square()
-        w, kkt, sweeps = solve(gram_nn, cross_mn, size_m, w_mn.double().clamp_min(0))
+        w, kkt, sweeps = solve(gram_nn, cross_mn, size_m, w_mn.double().clamp_min(0), check)
         w_mn.copy_(w)
         w = w_mn.double()  # as it is stored
         if bias_m is not None:
@@ -150,7 +163,9 @@ class _Products:
         return Fit(max(residual, 0.0), kkt, sweeps, float((w == 0).double().mean()))
 
 
-def solve(gram_nn: Tensor, cross_mn: Tensor, size_m: Tensor, start_mn: Tensor) -> tuple[Tensor, float, int]:
+def solve(
+    gram_nn: Tensor, cross_mn: Tensor, size_m: Tensor, start_mn: Tensor, check: Callable[[], None] = lambda: None
+) -> tuple[Tensor, float, int]:
     """Return argmin ½ tr(W G Wᵀ) − tr(W Cᵀ) over W ≥ 0, how far it is from optimal, and the sweeps it took.
 
     Coordinates are minimized one after another, for all outputs at once (Franc, Hlaváč & Navara 2005); the gradient is
@@ -161,6 +176,7 @@ def solve(gram_nn: Tensor, cross_mn: Tensor, size_m: Tensor, start_mn: Tensor) -
         cross_mn: C = E[y xᵀ], (m, n).
         size_m: E[y²] of each output, by which its correlations are measured.
         start_mn: a non-negative start.
+        check: called before each sweep; raises to leave.
     """
     n, tiny = len(gram_nn), torch.finfo(gram_nn.dtype).tiny
     gram_nn = gram_nn + torch.eye(n, dtype=gram_nn.dtype, device=gram_nn.device) * (_RIDGE * gram_nn.diagonal().mean())
@@ -169,6 +185,7 @@ def solve(gram_nn: Tensor, cross_mn: Tensor, size_m: Tensor, start_mn: Tensor) -
     w_nm, cross_nm = start_mn.T.contiguous(), cross_mn.T.contiguous()
     size, left = float(size_m.sum().clamp_min(tiny)), float("inf")
     for sweep in range(1, MAX_SWEEPS + 1):
+        check()
         for first in range(0, n, _BLOCK):
             _sweep_block(w_nm, gram_nn, cross_nm, curvature_n, slice(first, min(first + _BLOCK, n)))
         if sweep % _SWEEPS_BETWEEN_CHECKS == 0 or sweep == MAX_SWEEPS:

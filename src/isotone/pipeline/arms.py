@@ -14,6 +14,7 @@ from isotone.config import NO_ARMS, Experiment, MatchedLoss
 from isotone.config import Constraint as ConstraintConfig
 from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
 from isotone.constraint.initialization import ANNEALED_PAIR, FITTED
+from isotone.constraint.journal import Journal
 from isotone.data.packed import PackedData, open_packed
 from isotone.determinism import stream_key
 from isotone.matching import divide_logits
@@ -71,7 +72,7 @@ def load_teacher(context: Context, arm: str) -> PreTrainedModel:
 
 
 def start_constrained(
-    context: Context, arm: str, weights_follow: bool = False
+    context: Context, arm: str, weights_follow: bool = False, journal: Journal | None = None
 ) -> tuple[PreTrainedModel, Constraint | None]:
     """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none).
 
@@ -81,6 +82,7 @@ def start_constrained(
         context: any node's view of the run.
         arm: the arm's name.
         weights_follow: a checkpoint's weights will be loaded next, so no start is fitted.
+        journal: keeps what is fitted as it is made.
     """
     model, config = load_start(context, arm), context.experiment.arms[arm].constraint
     if context.experiment.training_of(arm).precision == "pure_bf16":
@@ -104,6 +106,7 @@ def start_constrained(
         weights_follow=weights_follow,
         calibrate=config.calibrate,
         step=config.step,
+        journal=journal,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed

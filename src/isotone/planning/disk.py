@@ -37,6 +37,8 @@ def disk_peaks(sizes: Sizes, graph: Graph, num_seeds: int, cached: bool) -> dict
             weights = sizes.weight_bytes(experiment.training_of(node.arm)) if node.arm else 0
             if node.kind in ("constrain", "match"):
                 kept += weights
+            if node.kind == "constrain":  # what a fitted start has made so far lies beside it
+                peak = max(peak, kept + weights)
             matched = experiment.arms[node.arm].matched_loss if node.kind == "match" and node.arm else None
             if matched and matched.by == "undertrained":  # a training beside what it is measured at, while it lasts
                 keep = experiment.training_of(experiment.arms[node.arm or ""].start).keep_last

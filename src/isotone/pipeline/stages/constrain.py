@@ -5,6 +5,7 @@ from pathlib import Path
 
 from isotone import records
 from isotone.constraint import certify, fold
+from isotone.constraint.journal import Journal
 from isotone.errors import IsotoneError
 from isotone.pipeline.arms import start_constrained
 from isotone.pipeline.context import Context
@@ -22,7 +23,12 @@ def run(context: Context) -> list[Path]:
     A gated network may be proved not to be monotone although every weight is non-negative: that is a result, recorded
     and said, and no failure of the constraint.
     """
-    model, constraint = start_constrained(context, context.arm_name)
+    journal = Journal(
+        context.run.work(context.node) / "start",
+        check=lambda: context.stop.check(f"{context.node}: what is fitted is kept; it"),
+        progress=context.progress,
+    )
+    model, constraint = start_constrained(context, context.arm_name, journal=journal)
     assert constraint is not None  # the graph has this node for constrained arms only
     part = config_slice(context.experiment, context.seed, context.node)
     # other keys than a training has, which does not answer for how its start was made
