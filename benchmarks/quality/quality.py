@@ -5,7 +5,8 @@
 
 Give as many runs as there are. Killed, the first command goes on where it was. A ratio is the exponential of the
 difference of mean losses on the test documents to the baseline's, with the interval of that difference (over documents
-and, where there are several seeds, seeds).
+and, where there are several seeds, seeds). Of a run of one seed that ended with --until evaluate, only the cost is
+printed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from isotone import records
+from isotone.comparisons import compare, evaluation_quantities
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return the results over seeds, or of the only seed.
+    """Return the results over seeds, or of the only seed; where it is evaluated and no further, what that says.
 
     Raises:
         SystemExit: the run is not complete.
@@ -36,9 +38,23 @@ def read(folder: Path) -> dict[str, Any]:
     over_seeds, seeds = folder / "summary/final_results.json", sorted(folder.glob("seed-*/results/final_results.json"))
     if over_seeds.is_file():
         return records.read_json(over_seeds)
-    if len(seeds) != 1:
+    if len(seeds) == 1:
+        return records.read_json(seeds[0])
+    evaluated = list(folder.glob("seed-*/records/evaluate.baseline.json"))
+    if seeds or len(evaluated) != 1:
         raise SystemExit(f"{folder} holds no results; finish it with isotone run")
-    return records.read_json(seeds[0])
+    return of_evaluation(evaluated[0].parents[1])
+
+
+def of_evaluation(run: Path) -> dict[str, Any]:
+    """Return what the arms of a run that are evaluated cost, in the form of its results."""
+    arms = [path.name.split(".")[1] for path in sorted((run / "records").glob("evaluate.*.json"))]
+    found = {arm: records.read_json(run / f"results/by_arm/evaluate.{arm}.json") for arm in arms}
+    rows = {arm: records.JsonLines(run / f"results/documents/evaluate.{arm}.jsonl").read() for arm in arms}
+    nll = {arm: evaluation_quantities(of_arm)[0] for arm, of_arm in rows.items()}
+    compared = [compare((arm, [nll[arm]]), ("baseline", [nll["baseline"]])) for arm in arms if arm != "baseline"]
+    certificates = {arm: {"certificate": result["certificate"]} for arm, result in found.items()}
+    return {"arms": certificates, "comparisons": [entry for entry in compared if entry], "verdicts": []}
 
 
 def against_baseline(
