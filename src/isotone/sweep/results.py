@@ -74,6 +74,20 @@ def _ratio(of_point: Quantity, of_baseline: Quantity) -> Ratio | None:
     return Ratio(value=math.exp(entry["difference"]), ci95=ends, n=entry["n"])
 
 
+def _at_an_end(chosen: SweptPoint, points: Sequence[SweptPoint]) -> list[str]:
+    """Say of which numbers the chosen one is the smallest or largest that was tried: the best may lie beyond."""
+    notes = []
+    for axis, value in chosen.settings.items():
+        tried = [p.settings[axis] for p in points if p.arm == chosen.arm and p.state in ("complete", "diverged")]
+        if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in tried) or len(set(tried)) < 2:
+            continue
+        if value in (ends := {min(tried): "smallest", max(tried): "largest"}):
+            notes.append(
+                f"{chosen.arm}: {axis} {value} is the {ends[value]} that was tried; the best may lie beyond it."
+            )
+    return notes
+
+
 def _notes(points: Sequence[SweptPoint], settled: bool, best: dict[str, SweptPoint | None]) -> list[str]:
     notes = ["Chosen on validation text, so the chosen points' figures here are too good; best.yaml measures anew."]
     counts = Counter(point.arm for point in points if point.state == "complete")
@@ -83,6 +97,8 @@ def _notes(points: Sequence[SweptPoint], settled: bool, best: dict[str, SweptPoi
                 f"Unequal searches: {arm} has {counts[arm]} complete points and the baseline {counts[BASELINE]}; give "
                 f"sweep.arms.baseline more values, or two values of training.lr between which it can be filled in."
             )
+    if settled:
+        notes += [note for found in best.values() if found for note in _at_an_end(found, points)]
     if diverged := sum(point.state == "diverged" for point in points):
         notes.append(f"{diverged} points diverged: their loss became not finite, and they cannot be chosen.")
     if failed := sum(point.state == "failed" for point in points):
