@@ -376,12 +376,22 @@ def constrain(
     initialization: Annotated[str, typer.Option(help="Where they start.")] = "absolute",
     layers: Annotated[str | None, typer.Option(help="Only in these blocks: 0,2 or first:N, last:N, A:B.")] = None,
     activation: Annotated[str | None, typer.Option(help="In the place of the model's: relu, monotone_gelu.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DOCUMENTS", help="Text that nnls and calibrated_shift are fitted on.")
+    ] = None,
+    calibration_rows: Annotated[int, typer.Option(min=1, help="Rows of 512 tokens of it, at most.")] = 64,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Match means and variances after the start, on that text.")
+    ] = False,
+    text_field: Annotated[str, typer.Option(help="The field that holds the text.")] = "text",
     debug: DebugOption = False,
 ) -> None:
     """Constrain a model's feed-forward weights and write it as a plain folder with its certificate."""
-    from isotone.pipeline.export import constrain_to_folder
+    from isotone.pipeline.export import Calibration, constrain_to_folder
 
-    certificate = constrain_to_folder(model, out, scope, parametrization, initialization, layers, activation)
+    text = None if calibration is None else Calibration(calibration, calibration_rows, text_field)
+    start = (scope, parametrization, initialization, layers, activation)
+    certificate = constrain_to_folder(model, out, *start, calibration=text, calibrate=calibrate)
     print(f"{out}: {certificate.verdict}")
 
 

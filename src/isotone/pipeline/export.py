@@ -1,15 +1,23 @@
 """Models without a pipeline: export an arm, constrain a model into a folder, evaluate a model on documents."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
 from isotone.config import Data, Model
 from isotone.config_io import load_experiment
 from isotone.constraint import Certificate, certify, constrain, fold
+from isotone.constraint.initialization import FITTED
+from isotone.constraint.journal import Journal
+from isotone.data.corpora import open_corpus
+from isotone.data.packing import separator_of
+from isotone.data.shards import tokenize
 from isotone.errors import BlockedError, UsageError
 from isotone.interruption import StopFlag
 from isotone.models import load_model, load_tokenizer, pin_model, save_model
@@ -19,6 +27,7 @@ from isotone.pipeline.graph import Graph
 from isotone.pipeline.record import standing
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.status import seed_of
+from isotone.progress import progress
 from isotone.training.budget import Budget
 
 
@@ -44,6 +53,21 @@ def export_arm(folder: Path, arm: str, out: Path, checkpoint: str) -> Path:
     return out
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Text that a start is fitted on.
+
+    Attributes:
+        documents: txt, jsonl(.gz, .zst) or parquet.
+        rows: most rows of 512 tokens (or the model's context) that are taken, from the first document on.
+        text_field: the field that holds the text.
+    """
+
+    documents: Path
+    rows: int = 64
+    text_field: str = "text"
+
+
 def constrain_to_folder(
     source: str,
     out: Path,
@@ -52,23 +76,73 @@ def constrain_to_folder(
     initialization: str,
     layers: str | None = None,
     activation: str | None = None,
+    calibration: Calibration | None = None,
+    calibrate: bool = False,
 ) -> Certificate:
-    """Constrain a model, fold it, and write it with its certificate; ``layers`` may be indices with commas between.
+    """Constrain a model, fold it, and write it with its certificate.
+
+    Args:
+        source: the model.
+        out: the folder.
+        scope: as ``constrain`` has it, as are the next three.
+        parametrization: see ``scope``.
+        initialization: see ``scope``.
+        layers: see ``scope``; or indices with commas between.
+        activation: put in the place of the model's own.
+        calibration: the text that a start is fitted on.
+        calibrate: match means and variances after the start, on that text.
 
     Raises:
-        UsageError: the model, the scope or the combination cannot be used; the reason is named.
+        UsageError: the model, the scope, the combination or the text cannot be used; the reason is named.
     """
-    model = load_model(source)
+    model, tokenizer = load_model(source), load_tokenizer(source)
     is_list = layers is not None and re.fullmatch(r"-?\d+(,-?\d+)*", layers)
     chosen = [int(index) for index in layers.split(",")] if layers and is_list else layers
+    if calibration is None and (initialization in FITTED or calibrate):
+        raise UsageError(
+            f"{'--calibrate' if calibrate else '--initialization ' + initialization} is fitted on text; give it with "
+            "--calibration FILE"
+        )
     constraint = constrain(
-        model, scope, parametrization, initialization, will_train=False, layers=chosen, activation=activation
+        model,
+        scope,
+        parametrization,
+        initialization,
+        calibration_rows_NL=None if calibration is None else _rows_of(calibration, model, tokenizer),
+        will_train=False,
+        layers=chosen,
+        activation=activation,
+        calibrate=calibrate,
+        journal=Journal(progress=lambda total, unit: progress("constrain", total, unit=unit)),
     )
     fold(model)
     certificate = certify(model, scope=constraint.scope)
-    save_model(model, load_tokenizer(source), out)
+    save_model(model, tokenizer, out)
     records.write_json(out / "certificate.json", certificate.to_dict())
     return certificate
+
+
+def _rows_of(calibration: Calibration, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Return the first rows of a file's documents, packed as a run packs them, int64 [N, L]."""
+    if model.config.is_encoder_decoder:
+        raise UsageError("--calibration: an encoder-decoder is fitted on pairs; do it in a run (docs/seq2seq.md)")
+    corpus = open_corpus(Data(source=str(calibration.documents), text_field=calibration.text_field))
+    length, separator = min(_ROW, getattr(model.config, "max_position_embeddings", _ROW)), separator_of(tokenizer)
+    stream: list[int] = []
+    for document in corpus.read(0):
+        stream += [] if separator is None else [separator]
+        stream += tokenize([document.text], tokenizer)[0]
+        if len(stream) >= calibration.rows * length:
+            break
+    length = min(length, len(stream))
+    if not length:
+        raise UsageError(f"--calibration: {calibration.documents} holds no text")
+    rows = min(calibration.rows, len(stream) // length)
+    return torch.tensor(stream[: rows * length]).view(rows, length)
+
+
+_ROW = 512
+"""Tokens of a calibration row, at most."""
 
 
 def probe_documents(source: str, documents: Path, text_field: str) -> dict[str, Any]:
@@ -83,8 +157,6 @@ def probe_documents(source: str, documents: Path, text_field: str) -> dict[str, 
         UsageError: the model or the documents cannot be used, or no document is long enough.
     """
     from isotone.constraint.premise import MIN_LENGTH, measure_order
-    from isotone.data.corpora import open_corpus
-    from isotone.data.shards import tokenize
 
     model, tokenizer = load_model(source), load_tokenizer(source)
     texts = [d.text for d in open_corpus(Data(source=str(documents), text_field=text_field)).read(0)]
@@ -116,10 +188,7 @@ def evaluate_documents(
     """
     from tempfile import TemporaryDirectory
 
-    from isotone.data.corpora import open_corpus
     from isotone.data.packed import PackedDocument
-    from isotone.data.packing import separator_of
-    from isotone.data.shards import tokenize
     from isotone.evaluation import evaluate_perplexity, summarize
 
     model, tokenizer = load_model(source), load_tokenizer(source)
