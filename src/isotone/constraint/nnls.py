@@ -25,21 +25,20 @@ from transformers import PreTrainedModel
 from isotone.constraint.calibration import read
 from isotone.constraint.feed_forward import FeedForward, affine, bias_of, matrix
 from isotone.constraint.journal import Journal
+from isotone.constraint.pivoting import pivot
 from isotone.pairs import PairLayout
 
 TOLERANCE = 1e-3
 """Largest correlation of a free input with what is left over, as a share of the target's size, at which a fit ends."""
 
-STALLED = 1e-6
-"""Share of the targets' squares: a fit ends where what is left over has fallen by less between two checks.
-
-Behind outlying activations, which SmolLM2-135M has, the conditions of optimality come hundreds of sweeps later.
-"""
-
 MAX_SWEEPS = 500
-"""Passes over all coordinates after which a fit ends in any case; what it has then reached is reported."""
+"""Passes over all coordinates after which outputs that are not fitted yet are solved exactly in any case."""
 
 _SWEEPS_BETWEEN_CHECKS = 5
+_PIVOTS = 5
+"""Pivots that an output takes from there, about; with _OVERHEAD, only a matter of time."""
+_OVERHEAD = 5e6
+"""Floating-point operations that one pivot costs beside its own, as time."""
 _BLOCK = 32
 _RIDGE = 1e-6
 """Share of the mean diagonal that is added to it: units that never fire get 0, and collinear ones a definite share."""
@@ -53,7 +52,7 @@ class Fit:
         residual: what it leaves of the targets' variance (of their squares, where there is no intercept), summed over
             the outputs.
         kkt: by how much the conditions of optimality are missed, in the units of ``TOLERANCE``.
-        sweeps: passes over all coordinates.
+        sweeps: passes over all coordinates, before outputs that were not fitted by them were solved exactly.
         zeros: share of weights that are exactly 0.
     """
 
@@ -169,33 +168,45 @@ def solve(
     """Return argmin ½ tr(W G Wᵀ) − tr(W Cᵀ) over W ≥ 0, how far it is from optimal, and the sweeps it took.
 
     Coordinates are minimized one after another, for all outputs at once (Franc, Hlaváč & Navara 2005); the gradient is
-    brought up to date by blocks, so that almost all of the work is matrix products.
+    brought up to date by blocks, so that almost all of the work is matrix products. Behind outlying activations, which
+    SmolLM2-135M has, that takes hundreds of sweeps; so once they have cost as much as solving exactly for the outputs
+    that are left (``pivoting``), that is done.
 
     Args:
         gram_nn: G = E[x xᵀ], (n, n).
         cross_mn: C = E[y xᵀ], (m, n).
         size_m: E[y²] of each output, by which its correlations are measured.
         start_mn: a non-negative start.
-        check: called before each sweep; raises to leave.
+        check: called before each sweep and pivot; raises to leave.
     """
     n, tiny = len(gram_nn), torch.finfo(gram_nn.dtype).tiny
     gram_nn = gram_nn + torch.eye(n, dtype=gram_nn.dtype, device=gram_nn.device) * (_RIDGE * gram_nn.diagonal().mean())
     curvature_n = gram_nn.diagonal().clamp_min(tiny)
     unit_nm = (curvature_n[:, None] * size_m.clamp_min(tiny)).sqrt()
     w_nm, cross_nm = start_mn.T.contiguous(), cross_mn.T.contiguous()
-    size, left = float(size_m.sum().clamp_min(tiny)), float("inf")
     for sweep in range(1, MAX_SWEEPS + 1):
         check()
         for first in range(0, n, _BLOCK):
             _sweep_block(w_nm, gram_nn, cross_nm, curvature_n, slice(first, min(first + _BLOCK, n)))
         if sweep % _SWEEPS_BETWEEN_CHECKS == 0 or sweep == MAX_SWEEPS:
-            slope_nm = gram_nn @ w_nm - cross_nm
-            missed_nm = torch.where(w_nm > 0, slope_nm, slope_nm.clamp_max(0)).abs() / unit_nm
-            # Σ (y − wx)² = size − Σ w(c − slope), as Gw = slope + c
-            before, left = left, size - float((w_nm * (cross_nm - slope_nm)).sum())
-            if (kkt := float(missed_nm.max())) <= TOLERANCE or before - left <= STALLED * size:
+            open_k = (_missed(w_nm, gram_nn, cross_nm, unit_nm) > TOLERANCE).nonzero().flatten()
+            if sweep == MAX_SWEEPS or sweep * 2 * w_nm.numel() * n >= _cost_of_pivots(w_nm[:, open_k]):
+                for k in open_k.tolist():
+                    w_nm[:, k] = pivot(gram_nn, cross_nm[:, k], unit_nm[:, k], w_nm[:, k], check)
                 break
-    return w_nm.T, kkt, sweep
+    return w_nm.T, float(_missed(w_nm, gram_nn, cross_nm, unit_nm).max()), sweep
+
+
+def _missed(w_nm: Tensor, gram_nn: Tensor, cross_nm: Tensor, unit_nm: Tensor) -> Tensor:
+    """Return by how much each output misses the conditions of optimality."""
+    slope_nm = gram_nn @ w_nm - cross_nm
+    return (torch.where(w_nm > 0, slope_nm, slope_nm.clamp_max(0)).abs() / unit_nm).amax(0)
+
+
+def _cost_of_pivots(w_nk: Tensor) -> float:
+    """Return the floating-point operations that solving exactly for some outputs takes, about; 0 of none."""
+    free_k = (w_nk > 0).sum(0).double()
+    return _PIVOTS * float((free_k**3 / 3 + 4 * free_k * len(w_nk) + _OVERHEAD).sum())
 
 
 def _sweep_block(w_nm: Tensor, gram_nn: Tensor, cross_nm: Tensor, curvature_n: Tensor, block: slice) -> None:
