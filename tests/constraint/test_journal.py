@@ -107,4 +107,4 @@ def test_how_far_the_fit_is_can_be_seen() -> None:
         return Bar()
 
     start(tiny_model("arcee"), "nnls", Journal(progress=progress))
-    assert (asked, seen) == ([(4, "matrix")], [1, 2, 3, 4, -1])
+    assert (asked, seen) == ([(4, "projection")], [1, 2, 3, 4, -1])

@@ -85,7 +85,7 @@ def nnls(
     """
     journal = journal or Journal()
     fits: dict[str, Fit] = {}
-    with journal.progress(len(constrained), "matrix") as bar:
+    with journal.progress(len(constrained), "projection") as bar:
         for network in networks:
             original = copy.deepcopy(network)
             for roles in STAGES:
