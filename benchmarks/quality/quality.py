@@ -16,6 +16,7 @@ from typing import Any
 
 from isotone import records
 from isotone.comparisons import compare, evaluation_quantities
+from isotone.config_io import load_experiment
 
 
 def main() -> None:
@@ -40,15 +41,21 @@ def read(folder: Path) -> dict[str, Any]:
         return records.read_json(over_seeds)
     if len(seeds) == 1:
         return records.read_json(seeds[0])
-    evaluated = list(folder.glob("seed-*/records/evaluate.baseline.json"))
-    if seeds or len(evaluated) != 1:
+    runs = [path.parent for path in folder.glob("seed-*/config.yaml")]
+    if seeds or len(runs) != 1:
         raise SystemExit(f"{folder} holds no results; finish it with isotone run")
-    return of_evaluation(evaluated[0].parents[1])
+    return of_evaluation(runs[0])
 
 
 def of_evaluation(run: Path) -> dict[str, Any]:
-    """Return what the arms of a run that are evaluated cost, in the form of its results."""
-    arms = [path.name.split(".")[1] for path in sorted((run / "records").glob("evaluate.*.json"))]
+    """Return what the arms of a run that is evaluated cost, in the form of its results.
+
+    Raises:
+        SystemExit: an arm is not evaluated yet.
+    """
+    arms = list(load_experiment(run / "config.yaml").arms)
+    if lacking := [arm for arm in arms if not (run / f"records/evaluate.{arm}.json").is_file()]:
+        raise SystemExit(f"{run}: {', '.join(lacking)} not evaluated yet; finish it with isotone run")
     found = {arm: records.read_json(run / f"results/by_arm/evaluate.{arm}.json") for arm in arms}
     rows = {arm: records.JsonLines(run / f"results/documents/evaluate.{arm}.jsonl").read() for arm in arms}
     nll = {arm: evaluation_quantities(of_arm)[0] for arm, of_arm in rows.items()}

@@ -10,7 +10,6 @@ import torch
 from tiny_models import tiny_model, tokens
 
 from isotone.constraint import constrain
-from isotone.constraint import nnls as nnls_module
 from isotone.constraint.constraint import Constraint
 from isotone.constraint.journal import Journal
 from isotone.pairs import PairLayout
@@ -70,10 +69,25 @@ def test_a_start_that_is_left_again_and_again_ends_with_the_same_bits(
         assert torch.equal(one, two), key
 
 
-def test_what_is_kept_is_not_fitted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start(tiny_model("arcee"), "nnls", Journal(tmp_path))
-    monkeypatch.setattr(nnls_module, "read", lambda *_: pytest.fail("read calibration text again"))
-    assert len(start(tiny_model("arcee"), "nnls", Journal(tmp_path)).fits) == 4
+@pytest.mark.parametrize("name", ["arcee", "llama", "t5"])
+@pytest.mark.parametrize(
+    ("initialization", "calibrate"), [("nnls", True), ("calibrated_shift", False), ("absolute", True)]
+)
+def test_what_is_kept_is_not_made_again(name: str, initialization: str, calibrate: bool, tmp_path: Path) -> None:
+    whole, again = tiny_model(name), tiny_model(name)
+    expected = start(whole, initialization, Journal(tmp_path), calibrate)
+    again.register_forward_pre_hook(lambda *_: pytest.fail("calibration text was read again"))
+    assert start(again, initialization, Journal(tmp_path), calibrate).fits == expected.fits
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_process_with_next_to_no_time_still_comes_further(tmp_path: Path) -> None:
+    """A budget that is over from the beginning: one step each, as with an epoch's share in training."""
+    for made in range(1, 4):
+        with pytest.raises(KilledError):
+            start(tiny_model("arcee"), "nnls", Journal(tmp_path, check=after(0)))
+        assert len(list(tmp_path.glob("model*"))) == made
+    assert len(start(tiny_model("arcee"), "nnls", Journal(tmp_path, check=after(0))).fits) == 4
 
 
 def test_a_damaged_entry_is_made_anew(tmp_path: Path) -> None:
@@ -87,7 +101,8 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
-def test_how_far_the_fit_is_can_be_seen() -> None:
+@pytest.mark.parametrize("initialization", ["nnls", "calibrated_shift"])
+def test_how_far_a_start_is_can_be_seen(initialization: str) -> None:
     seen: list[int] = []
 
     class Bar:
@@ -106,5 +121,5 @@ def test_how_far_the_fit_is_can_be_seen() -> None:
         asked.append((total, unit))
         return Bar()
 
-    start(tiny_model("arcee"), "nnls", Journal(progress=progress))
+    start(tiny_model("arcee"), initialization, Journal(progress=progress))
     assert (asked, seen) == ([(4, "projection")], [1, 2, 3, 4, -1])

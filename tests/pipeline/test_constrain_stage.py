@@ -1,5 +1,7 @@
 """A start that was published belongs to the configuration that made it, also before the stage has its record."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +41,51 @@ class StopAt(StopFlag):
         return "SIGTERM" if self.count >= self.number else None
 
 
-def test_a_fit_that_is_stopped_again_and_again_publishes_the_same_start(tmp_path: Path) -> None:
-    """A signal is noticed within a fit, and the next start goes on behind the last matrix."""
-    documents = corpus(tmp_path / "documents.jsonl", {})
-    experiment = experiment_from_dict(
-        {
-            "name": "x",
-            "model": {"source": str(make_model(tmp_path / "model"))},
-            "data": {"source": str(documents), "sequence_length": 32, "fractions": FRACTIONS},
-            "arms": {
-                "baseline": {},
-                "monotonic": {"constraint": {"parametrization": "projection", "initialization": "nnls"}},
-            },
-            "runtime": {"threads": 1, "device": "cpu"},
-        }
-    )
+Published = Callable[..., dict[str, bytes]]
 
-    def published(out: Path, stop: StopFlag) -> dict[str, bytes]:
-        run = RunDirectory.of(out, "x", 1)
-        run_nodes(Request(experiment, run, 1, until="constrain"), stop, lambda line: None)
-        found = [*run.checkpoints("monotonic").rglob("*"), run.node_result(Node("constrain", "monotonic"))]
+
+@pytest.fixture
+def published(tmp_path: Path) -> Published:
+    """Return a function that runs setup and the fit of an arm in a folder, and returns what was published."""
+    documents, model = corpus(tmp_path / "documents.jsonl", {}), make_model(tmp_path / "model")
+
+    def run(out: str, stop: StopFlag, **constraint: Any) -> dict[str, bytes]:
+        fitted = {"parametrization": "projection", "initialization": "nnls", **constraint}
+        experiment = experiment_from_dict(
+            {
+                "name": "x",
+                "model": {"source": str(model)},
+                "data": {"source": str(documents), "sequence_length": 32, "fractions": FRACTIONS},
+                "arms": {"baseline": {}, "monotonic": {"constraint": fitted}},
+                "runtime": {"threads": 1, "device": "cpu"},
+            }
+        )
+        directory = RunDirectory.of(tmp_path / out, "x", 1)
+        node = Node("constrain", "monotonic")
+        run_nodes(Request(experiment, directory, 1, until="setup"), StopFlag(), lambda line: None)
+        run_nodes(Request(experiment, directory, 1, until="constrain"), stop, lambda line: None)
+        assert not directory.work(node).exists()
+        found = [*directory.checkpoints("monotonic").rglob("*"), directory.node_result(node)]
         return {path.name: path.read_bytes() for path in found if path.is_file()}
 
-    whole, readings, stops = published(tmp_path / "whole", StopFlag()), 40, 0
-    while True:
-        try:
-            assert published(tmp_path / "stopped", StopAt(readings)) == whole
+    return run
+
+
+def test_a_fit_that_is_stopped_again_and_again_publishes_the_same_start(published: Published) -> None:
+    """A signal is noticed within a fit, and the next start goes on behind what was kept."""
+    whole = published("whole", StopFlag())
+    for stops in range(20):
+        with suppress(Stopped):
+            assert published("stopped", StopAt(10)) == whole  # each process comes one step further
             break
-        except Stopped:
-            readings, stops = readings + 40, stops + 1
-    assert stops > 1
-    assert not RunDirectory.of(tmp_path / "stopped", "x", 1).work(Node("constrain", "monotonic")).exists()
+    assert stops == 3
+
+
+@pytest.mark.parametrize("change", [{"calibration_rows": 4}, {"initialization": "calibrated_shift"}])
+def test_what_a_stopped_fit_has_made_serves_no_other_one(change: dict[str, Any], published: Published) -> None:
+    with pytest.raises(Stopped):
+        published("changed", StopAt(10))
+    assert published("changed", StopFlag(), **change) == published("fresh", StopFlag(), **change)
 
 
 @pytest.mark.parametrize("change", [{"calibrate": True}, {"calibration_rows": 8}, {"activation": "monotone_gelu"}])

@@ -49,7 +49,7 @@ def require_enough(
         raise UsageError(
             f"constraint.calibration_rows: the calibration text is too short: {num_tokens} tokens ({len(rows_NL)} "
             f"rows) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set "
-            f"constraint.calibration_rows to {needed} or more, and give data with as many rows"
+            f"constraint.calibration_rows to {needed} or more, and give text with as many rows"
         )
     return rows_NL
 
@@ -100,26 +100,40 @@ def calibrated_shift(
         pairs: the model is an encoder-decoder and the rows are laid out so.
         journal: keeps what is shifted, and brings it back.
     """
-    journal = journal or Journal()
-    for network in networks:
-        names = [name for name in network.names.values() if name in constrained]
-        for stage in _stages(network, names):
-            by_name = {name: constrained[name] for name in stage}
-            if journal.restore(by_name) is not None:
-                continue
-            moments = {name: _Moments(matrix(constrained[name])) for name in stage}
-            handles = [constrained[n].register_forward_pre_hook(m.hook) for n, m in moments.items()]
-            try:
-                for row_L in rows_NL:
-                    journal.check()
-                    ids_1L = row_L[None].to(model.device)
-                    in_eval_mode(model, lambda ids=ids_1L: _forward(model, ids, pairs))  # type: ignore[misc]
-            finally:
-                for handle in handles:
-                    handle.remove()
-            for name in stage:
-                _shift(constrained[name], moments[name], margin)
-            journal.keep(by_name)
+    journal, done = journal or Journal(), 0
+    with journal.progress(len(constrained), "projection") as bar:
+        for network in networks:
+            names = [name for name in network.names.values() if name in constrained]
+            for stage in _stages(network, names):
+                by_name = {name: constrained[name] for name in stage}
+                if journal.restore(by_name) is None:
+                    _shift_all(model, by_name, rows_NL, margin, pairs, journal)
+                    journal.keep(by_name)
+                bar.update(done := done + len(stage))
+
+
+def _shift_all(
+    model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
+    rows_NL: Tensor,
+    margin: float,
+    pairs: PairLayout | None,
+    journal: Journal,
+) -> None:
+    """Shift modules of a network that read the same, by full path."""
+    moments = {name: _Moments(matrix(module)) for name, module in modules.items()}
+    handles = [modules[name].register_forward_pre_hook(m.hook) for name, m in moments.items()]
+    try:
+        for row_L in rows_NL:
+            journal.check()
+            ids_1L = row_L[None].to(model.device)
+            in_eval_mode(model, lambda ids=ids_1L: _forward(model, ids, pairs))  # type: ignore[misc]
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module in modules.items():
+        journal.check()
+        _shift(module, moments[name], margin)
 
 
 def _forward(model: PreTrainedModel, ids_1L: Tensor, pairs: PairLayout | None) -> Tensor:

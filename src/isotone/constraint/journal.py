@@ -1,7 +1,7 @@
-"""What a start that takes long has made so far: a kill costs it one matrix, and a signal ends it soon.
+"""What a start that takes long has made so far: a kill costs it one step, and a signal ends it soon.
 
-Fits go from module to module, each behind the ones before it. So whoever begins again brings back those that are kept,
-and goes on with the next: the same weights, bit for bit, as without an interruption.
+A step fits the modules of a network that read the same, behind those before it. So whoever begins again brings back
+what is kept, and goes on with the next step: the same weights, bit for bit, as without an interruption.
 """
 
 import json
@@ -34,7 +34,6 @@ class Journal:
     """Modules as a start leaves them, a folder for those that are made together.
 
     Attributes:
-        check: called wherever the work may be left; raises to leave it.
         progress: shows how far it is, of a total and a unit.
     """
 
@@ -44,12 +43,27 @@ class Journal:
         check: Callable[[], None] = lambda: None,
         progress: Callable[[int, str], AbstractContextManager[Bar]] = lambda total, unit: nullcontext(_NoBar()),
     ):
-        """Keep modules below a folder; without one nothing is kept, and all of it is one piece of work."""
-        self._folder, self.check, self.progress = folder, check, progress
+        """Keep modules below a folder; without one nothing is kept, and all of it is one piece of work.
+
+        Args:
+            folder: of this start alone: whoever changes what decides it gives another one.
+            check: raises where the work is to be left.
+            progress: shows how far it is.
+        """
+        self._folder, self._check, self.progress = folder, check, progress
+        self._begun = False
 
     def part(self, name: str) -> "Journal":
         """Return the journal of another pass over the same modules."""
-        return Journal(self._folder and self._folder / name, self.check, self.progress)
+        return Journal(self._folder and self._folder / name, self._check, self.progress)
+
+    def check(self) -> None:
+        """Leave if that is asked for; call wherever the work may be left.
+
+        A process does at least one step, or one with too little time for it would begin it again and again.
+        """
+        if self._begun:
+            self._check()
 
     @torch.no_grad()
     def restore(self, modules: Mapping[str, nn.Module]) -> dict[str, Any] | None:
@@ -74,6 +88,7 @@ class Journal:
 
     def keep(self, modules: Mapping[str, nn.Module], notes: Mapping[str, Any] | None = None) -> None:
         """Write modules down as they are now, with notes that JSON can hold without loss."""
+        self._begun = True
         if self._folder is None:
             return
         tensors = {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}

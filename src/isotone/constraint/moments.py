@@ -7,7 +7,7 @@ computation, the second projection after the first. A row that puts out a consta
 Shapes: T tokens, m outputs of a matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,24 +44,38 @@ def match_moments(
         pairs: the model is an encoder-decoder and the rows are laid out so.
         journal: keeps what is done, and brings it back.
     """
-    journal = journal or Journal()
-    for network, original in zip(networks, originals, strict=True):
-        for roles in STAGES:
-            changed = {r: constrained[network.names[r]] for r in roles if network.names.get(r) in constrained}
-            by_name = {network.names[role]: module for role, module in changed.items()}
-            if not changed or journal.restore(by_name) is not None:
-                continue
-            sums = {role: (_Sums(), _Sums()) for role in changed}
-            for row_L in rows_NL:
-                journal.check()
-                found = read(model, row_L[None], {"up": network.up} | changed, pairs)
-                inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
-                for role, (now, then) in sums.items():
-                    now.add(found[role][1])
-                    then.add(target_of(original, role, inputs))
-            for role, (now, then) in sums.items():
-                _match(changed[role], now, then)
-            journal.keep(by_name)
+    journal, done = journal or Journal(), 0
+    with journal.progress(len(constrained), "projection") as bar:
+        for network, original in zip(networks, originals, strict=True):
+            for roles in STAGES:
+                changed = {r: constrained[network.names[r]] for r in roles if network.names.get(r) in constrained}
+                by_name = {network.names[role]: module for role, module in changed.items()}
+                if changed and journal.restore(by_name) is None:
+                    _match_all(model, network, original, changed, rows_NL, pairs, journal)
+                    journal.keep(by_name)
+                bar.update(done := done + len(changed))
+
+
+def _match_all(
+    model: PreTrainedModel,
+    network: FeedForward,
+    original: FeedForward,
+    changed: Mapping[str, nn.Module],
+    rows_NL: Tensor,
+    pairs: PairLayout | None,
+    journal: Journal,
+) -> None:
+    """Match modules of a network that read the same, by role."""
+    sums = {role: (_Sums(), _Sums()) for role in changed}
+    for row_L in rows_NL:
+        journal.check()
+        found = read(model, row_L[None], {"up": network.up, **changed}, pairs)
+        inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
+        for role, (now, then) in sums.items():
+            now.add(found[role][1])
+            then.add(target_of(original, role, inputs))
+    for role, (now, then) in sums.items():
+        _match(changed[role], now, then)
 
 
 class _Sums:

@@ -32,7 +32,7 @@ TOLERANCE = 1e-3
 """Largest correlation of a free input with what is left over, as a share of the target's size, at which a fit ends."""
 
 MAX_SWEEPS = 500
-"""Passes over all coordinates after which outputs that are not fitted yet are solved exactly in any case."""
+"""Passes over all coordinates after which a fit ends in any case; what it has then reached is reported."""
 
 _SWEEPS_BETWEEN_CHECKS = 5
 _PIVOTS = 5
@@ -184,15 +184,22 @@ def solve(
     curvature_n = gram_nn.diagonal().clamp_min(tiny)
     unit_nm = (curvature_n[:, None] * size_m.clamp_min(tiny)).sqrt()
     w_nm, cross_nm = start_mn.T.contiguous(), cross_mn.T.contiguous()
+    failed = False
     for sweep in range(1, MAX_SWEEPS + 1):
         check()
         for first in range(0, n, _BLOCK):
             _sweep_block(w_nm, gram_nn, cross_nm, curvature_n, slice(first, min(first + _BLOCK, n)))
         if sweep % _SWEEPS_BETWEEN_CHECKS == 0 or sweep == MAX_SWEEPS:
             open_k = (_missed(w_nm, gram_nn, cross_nm, unit_nm) > TOLERANCE).nonzero().flatten()
-            if sweep == MAX_SWEEPS or sweep * 2 * w_nm.numel() * n >= _cost_of_pivots(w_nm[:, open_k]):
+            dear = sweep == MAX_SWEEPS or sweep * 2 * w_nm.numel() * n >= _cost_of_pivots(w_nm[:, open_k])
+            if dear and not failed:
                 for k in open_k.tolist():
-                    w_nm[:, k] = pivot(gram_nn, cross_nm[:, k], unit_nm[:, k], w_nm[:, k], check)
+                    exact_n = pivot(gram_nn, cross_nm[:, k], unit_nm[:, k], w_nm[:, k], check)
+                    failed = failed or exact_n is None  # then sweeps are all that is left
+                    w_nm[:, k] = w_nm[:, k] if exact_n is None else exact_n
+                if not failed:
+                    break
+            elif len(open_k) == 0:
                 break
     return w_nm.T, float(_missed(w_nm, gram_nn, cross_nm, unit_nm).max()), sweep
 

@@ -13,7 +13,7 @@ from torch import Tensor
 _EXCHANGES = 3
 """How often all may change sets without there being fewer wrong ones."""
 
-_MAX_PIVOTS = 500
+_MAX_PIVOTS = 100
 
 _ROUNDING = 1e-9
 """Slopes above minus this, in the units of a correlation, are 0."""
@@ -21,8 +21,8 @@ _ROUNDING = 1e-9
 
 def pivot(
     gram_nn: Tensor, cross_n: Tensor, unit_n: Tensor, start_n: Tensor, check: Callable[[], None] = lambda: None
-) -> Tensor:
-    """Return argmin ½ wᵀGw − cᵀw over w ≥ 0; the start where 500 pivots, or G's rounding, do not let it be found.
+) -> Tensor | None:
+    """Return argmin ½ wᵀGw − cᵀw over w ≥ 0; None where 100 pivots, or G's rounding, do not let it be found.
 
     Args:
         gram_nn: G, positive definite, fp64.
@@ -39,7 +39,7 @@ def pivot(
         rows_fn = gram_nn[free_f]
         factor_ff, failed = torch.linalg.cholesky_ex(rows_fn[:, free_f])
         if failed:
-            break
+            return None
         w_f = torch.cholesky_solve(cross_n[free_f, None], factor_ff).flatten()
         w_n = torch.zeros_like(cross_n).index_copy_(0, free_f, w_f)
         slope_n = w_f @ rows_fn - cross_n
@@ -54,4 +54,4 @@ def pivot(
         else:
             wrong_n = wrong_n & (torch.arange(len(wrong_n), device=wrong_n.device) == wrong_n.nonzero().max())
         free_n = free_n ^ wrong_n
-    return start_n
+    return None

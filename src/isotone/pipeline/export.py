@@ -95,10 +95,15 @@ def constrain_to_folder(
     Raises:
         UsageError: the model, the scope, the combination or the text cannot be used; the reason is named.
     """
+    if out.exists():  # said before the work, not behind it
+        raise UsageError(f"{out} is there already; choose another folder or remove it")
     model, tokenizer = load_model(source), load_tokenizer(source)
     is_list = layers is not None and re.fullmatch(r"-?\d+(,-?\d+)*", layers)
     chosen = [int(index) for index in layers.split(",")] if layers and is_list else layers
-    if calibration is None and (initialization in FITTED or calibrate):
+    is_fitted = initialization in FITTED or calibrate
+    if calibration is not None and not is_fitted:
+        raise UsageError("--calibration: nothing is fitted on text here; give --initialization nnls, or --calibrate")
+    if calibration is None and is_fitted:
         raise UsageError(
             f"{'--calibrate' if calibrate else '--initialization ' + initialization} is fitted on text; give it with "
             "--calibration FILE"
@@ -137,6 +142,8 @@ def _rows_of(calibration: Calibration, model: PreTrainedModel, tokenizer: PreTra
     length = min(length, len(stream))
     if not length:
         raise UsageError(f"--calibration: {calibration.documents} holds no text")
+    if max(stream) >= (known := int(model.get_input_embeddings().weight.size(0))):  # type: ignore[operator, union-attr]
+        raise UsageError(f"model.source: the tokenizer gives token {max(stream)}, but the model has {known} embeddings")
     rows = min(calibration.rows, len(stream) // length)
     return torch.tensor(stream[: rows * length]).view(rows, length)
 

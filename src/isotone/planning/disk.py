@@ -38,7 +38,8 @@ def disk_peaks(sizes: Sizes, graph: Graph, num_seeds: int, cached: bool) -> dict
             if node.kind in ("constrain", "match"):
                 kept += weights
             if node.kind == "constrain":  # what a fitted start has made so far lies beside it
-                peak = max(peak, kept + weights)
+                constraint = experiment.arms[node.arm or ""].constraint
+                peak = max(peak, kept + weights * (2 if constraint and constraint.calibrate else 1))
             matched = experiment.arms[node.arm].matched_loss if node.kind == "match" and node.arm else None
             if matched and matched.by == "undertrained":  # a training beside what it is measured at, while it lasts
                 keep = experiment.training_of(experiment.arms[node.arm or ""].start).keep_last

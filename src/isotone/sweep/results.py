@@ -83,7 +83,7 @@ def _at_an_end(chosen: SweptPoint, points: Sequence[SweptPoint]) -> list[str]:
             continue
         if value in (ends := {min(tried): "smallest", max(tried): "largest"}):
             notes.append(
-                f"{chosen.arm}: {axis} {value} is the {ends[value]} that was tried; the best may lie beyond it."
+                f"{chosen.arm}: {axis} {value} is the {ends[value]} that was tried; the best may lie beyond, if it can."
             )
     return notes
 

@@ -23,16 +23,16 @@ def run(context: Context) -> list[Path]:
     A gated network may be proved not to be monotone although every weight is non-negative: that is a result, recorded
     and said, and no failure of the constraint.
     """
+    part = config_slice(context.experiment, context.seed, context.node)
+    # other keys than a training has, which does not answer for how its start was made
+    identity = {"constraint": records.hash_json(part), "start": context.inputs_hash}
     journal = Journal(
-        context.run.work(context.node) / "start",
+        context.run.work(context.node) / f"start-{records.hash_json(identity)[:16]}",
         check=lambda: context.stop.check(f"{context.node}: what is fitted is kept; it"),
         progress=context.progress,
     )
     model, constraint = start_constrained(context, context.arm_name, journal=journal)
     assert constraint is not None  # the graph has this node for constrained arms only
-    part = config_slice(context.experiment, context.seed, context.node)
-    # other keys than a training has, which does not answer for how its start was made
-    identity = {"constraint": records.hash_json(part), "start": context.inputs_hash}
     checkpoint = save_initial(context.run.checkpoints(context.arm_name), model, constraint, identity)
     fold(model)  # which checks that the constraint holds
     scope = None if constraint.slack else context.arm.certified_scope  # where it is annealed, nothing holds yet
