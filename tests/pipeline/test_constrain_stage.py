@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import StopAt
 from tiny_models import tiny_model
 from tiny_sweep import FRACTIONS, corpus, make_model
 
@@ -26,18 +27,6 @@ from isotone.training.budget import Budget
 def _experiment(**constraint: Any) -> Experiment:
     given = {"parametrization": "projection", "initialization": "nnls", **constraint}
     return experiment_from_dict({"name": "x", "arms": {"baseline": {}, "monotonic": {"constraint": given}}}, "test")
-
-
-class StopAt(StopFlag):
-    """Is requested from its n-th reading on."""
-
-    def __init__(self, number: int):
-        self.number, self.count = number, 0
-
-    @property
-    def requested(self) -> str | None:  # type: ignore[override]
-        self.count += 1
-        return "SIGTERM" if self.count >= self.number else None
 
 
 Published = Callable[..., dict[str, bytes]]

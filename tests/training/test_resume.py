@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from stopping import StopAt
 
 from isotone.errors import DiskFullError
-from isotone.interruption import StopFlag
 from isotone.training import loop
 from training.tiny_run import (
     RECIPE,
@@ -38,18 +38,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, 
         assert train(folder, arm, recipe=RECIPE_2).complete
         outcomes[arm] = outcome(folder)
     return outcomes
-
-
-class StopAt(StopFlag):
-    """Is requested from its n-th reading on: a signal at every place where one is noticed."""
-
-    def __init__(self, number: int):
-        self.number, self.count = number, 0
-
-    @property
-    def requested(self) -> str | None:  # type: ignore[override]
-        self.count += 1
-        return "SIGUSR1" if self.count >= self.number else None
 
 
 def test_two_runs_are_equal_and_arms_differ(tmp_path: Path, uninterrupted: dict) -> None:

@@ -168,9 +168,9 @@ def solve(
     """Return argmin ½ tr(W G Wᵀ) − tr(W Cᵀ) over W ≥ 0, how far it is from optimal, and the sweeps it took.
 
     Coordinates are minimized one after another, for all outputs at once (Franc, Hlaváč & Navara 2005); the gradient is
-    brought up to date by blocks, so that almost all of the work is matrix products. Behind outlying activations, which
-    SmolLM2-135M has, that takes hundreds of sweeps; so once they have cost as much as solving exactly for the outputs
-    that are left (``pivoting``), that is done.
+    brought up to date by blocks, so that almost all of the work is matrix products. It can take hundreds of sweeps
+    (SmolLM2-135M); so once they have cost as much as solving exactly for the outputs that are left (``pivoting``), that
+    is done.
 
     Args:
         gram_nn: G = E[x xᵀ], (n, n).
@@ -191,8 +191,8 @@ def solve(
             _sweep_block(w_nm, gram_nn, cross_nm, curvature_n, slice(first, min(first + _BLOCK, n)))
         if sweep % _SWEEPS_BETWEEN_CHECKS == 0 or sweep == MAX_SWEEPS:
             open_k = (_missed(w_nm, gram_nn, cross_nm, unit_nm) > TOLERANCE).nonzero().flatten()
-            dear = sweep == MAX_SWEEPS or sweep * 2 * w_nm.numel() * n >= _cost_of_pivots(w_nm[:, open_k])
-            if dear and not failed:
+            due = sweep == MAX_SWEEPS or sweep * 2 * w_nm.numel() * n >= _cost_of_pivots(w_nm[:, open_k])
+            if due and not failed:
                 for k in open_k.tolist():
                     exact_n = pivot(gram_nn, cross_nm[:, k], unit_nm[:, k], w_nm[:, k], check)
                     failed = failed or exact_n is None  # then sweeps are all that is left
