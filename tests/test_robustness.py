@@ -112,11 +112,13 @@ def test_a_model_that_does_not_read_what_is_attacked_is_not_robust(monotonic: fl
     assert (reads.unread, reads.against[0].context_baseline) == (None, pytest.approx(1.1 if less != "monotonic" else 2))
 
 
-def test_nothing_is_concluded_where_nobody_measured_whether_the_context_is_read() -> None:
+@pytest.mark.parametrize("arm", ["monotonic", "control_1"])
+def test_nothing_is_concluded_where_nobody_measured_whether_the_context_is_read(arm: str) -> None:
     [seed] = one_seed(0.05, 0.9)
-    result = verdict([seed | {"monotonic": replace(seed["monotonic"], exchanged=())}])
+    result = verdict([seed | {arm: replace(seed[arm], exchanged=())}])
     assert result.verdict == "not_concluded"
-    assert "monotonic is harmed less, and whether it reads what is attacked was not measured" in result.sentence
+    said = "monotonic is harmed less than control_1, and what both read of what is attacked was not measured"
+    assert said in result.sentence
 
 
 def test_one_seed_that_does_not_read_is_enough() -> None:

@@ -255,7 +255,7 @@ def _unread(arm: str, baseline: str, against: Sequence[Against], seeds: Seeds) -
         for of_seed in seeds:
             uses = context_uses((less, more), [of_seed])
             if not uses:
-                return f"{less} is harmed less, and whether it reads what is attacked was not measured"
+                return f"{less} is harmed less than {more}, and what both read of what is attacked was not measured"
             if not uses[less] >= READS * uses[more]:
                 return (
                     f"{less} is harmed less, but hardly reads what is attacked: another document's in its place costs "

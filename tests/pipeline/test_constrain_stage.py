@@ -12,7 +12,6 @@ from tiny_sweep import FRACTIONS, corpus, make_model
 from isotone.config import Experiment
 from isotone.config_io import experiment_from_dict
 from isotone.constraint import constrain
-from isotone.constraint.journal import Journal
 from isotone.errors import Stopped, UsageError
 from isotone.interruption import StopFlag
 from isotone.pipeline import context as context_module
@@ -34,7 +33,7 @@ Published = Callable[..., dict[str, bytes]]
 
 @pytest.fixture
 def published(tmp_path: Path) -> Published:
-    """Return a function that runs setup and the fit of an arm in a folder, and returns what was published."""
+    """Return a function that runs setup and the node that fits an arm in a folder, and returns what was published."""
     documents, model = corpus(tmp_path / "documents.jsonl", {}), make_model(tmp_path / "model")
 
     def run(out: str, stop: StopFlag, **constraint: Any) -> dict[str, bytes]:
@@ -44,28 +43,31 @@ def published(tmp_path: Path) -> Published:
                 "name": "x",
                 "model": {"source": str(model)},
                 "data": {"source": str(documents), "sequence_length": 32, "fractions": FRACTIONS},
+                "training": {"epochs": 0.2, "micro_batch": 4, "accumulation": 1},
                 "arms": {"baseline": {}, "monotonic": {"constraint": fitted}},
                 "runtime": {"threads": 1, "device": "cpu"},
             }
         )
         directory = RunDirectory.of(tmp_path / out, "x", 1)
-        node = Node("constrain", "monotonic")
+        only, kind = ("constrain", "constrain") if constraint.get("enforce", True) else ("train_monotonic", "train")
+        node = Node(kind, "monotonic")
         run_nodes(Request(experiment, directory, 1, until="setup"), StopFlag(), lambda line: None)
-        run_nodes(Request(experiment, directory, 1, until="constrain"), stop, lambda line: None)
+        run_nodes(Request(experiment, directory, 1, only=only), stop, lambda line: None)
         assert not directory.work(node).exists()
         found = [*directory.checkpoints("monotonic").rglob("*"), directory.node_result(node)]
-        return {path.name: path.read_bytes() for path in found if path.is_file()}
+        return {path.name: path.read_bytes() for path in found if path.is_file() and path.name != "timing.jsonl"}
 
     return run
 
 
-def test_a_fit_that_is_stopped_again_and_again_publishes_the_same_start(published: Published) -> None:
-    """A signal is noticed within a fit, and the next start goes on behind what was kept."""
-    whole = published("whole", StopFlag())
+@pytest.mark.parametrize("enforce", [True, False])
+def test_a_fit_that_is_stopped_again_and_again_publishes_the_same_start(enforce: bool, published: Published) -> None:
+    """A signal is noticed within a fit, in stage 1 or as a training begins, and the next start goes on behind it."""
+    whole = published("whole", StopFlag(), enforce=enforce)
     for _ in range(3):  # each process comes one step further
-        with pytest.raises(Stopped):
-            published("stopped", StopAt(10))
-    assert published("stopped", StopAt(10)) == whole
+        with pytest.raises(Stopped, match="what is fitted is kept"):
+            published("stopped", StopAt(10), enforce=enforce)
+    assert published("stopped", StopFlag(), enforce=enforce) == whole
 
 
 @pytest.mark.parametrize("change", [{"calibration_rows": 4}, {"initialization": "calibrated_shift"}])
@@ -81,7 +83,7 @@ def test_a_start_of_another_configuration_is_not_taken_over(
 ) -> None:
     """Killed after the start was published and before the record was, then run again."""
 
-    def started(context: Context, arm: str, journal: Journal) -> Any:
+    def started(context: Context, arm: str) -> Any:
         model = tiny_model("arcee")
         return model, constrain(model, "mlp_both", "projection", "absolute")
 

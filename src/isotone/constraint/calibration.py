@@ -47,9 +47,9 @@ def require_enough(
     if num_tokens <= inputs:
         needed = -(-(inputs + 1) * len(rows_NL) // max(num_tokens, 1))
         raise UsageError(
-            f"constraint.calibration_rows: the calibration text is too short: {num_tokens} tokens ({len(rows_NL)} "
-            f"rows) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set "
-            f"constraint.calibration_rows to {needed} or more, and give text with as many rows"
+            f"constraint.calibration_rows (--calibration-rows): the calibration text is too short: {num_tokens} tokens "
+            f"({len(rows_NL)} rows) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set it "
+            f"to {needed} or more, and give text with as many rows"
         )
     return rows_NL
 

@@ -72,17 +72,17 @@ def load_teacher(context: Context, arm: str) -> PreTrainedModel:
 
 
 def start_constrained(
-    context: Context, arm: str, weights_follow: bool = False, journal: Journal | None = None
+    context: Context, arm: str, weights_follow: bool = False
 ) -> tuple[PreTrainedModel, Constraint | None]:
     """Return the model that an arm starts from, with the arm's constraint set up on it (None where it has none).
 
-    Where the constraint is only a start (``enforce: false``), the model has its weights and is free.
+    Where the constraint is only a start (``enforce: false``), the model has its weights and is free. What is fitted is
+    kept in the node's work folder as it is made, and a signal ends it; not so where several processes fit the same.
 
     Args:
         context: any node's view of the run.
         arm: the arm's name.
         weights_follow: a checkpoint's weights will be loaded next, so no start is fitted.
-        journal: keeps what is fitted as it is made.
     """
     model, config = load_start(context, arm), context.experiment.arms[arm].constraint
     if context.experiment.training_of(arm).precision == "pure_bf16":
@@ -106,12 +106,26 @@ def start_constrained(
         weights_follow=weights_follow,
         calibrate=config.calibrate,
         step=config.step,
-        journal=journal,
+        journal=_journal(context) if is_fitted and context.team.size == 1 else None,
     )
     if not config.enforce:
         del fold(model).config.isotone  # which would say of an exported folder what is not claimed
         return model, None
     return model, constraint
+
+
+def _journal(context: Context) -> Journal:
+    identity = records.hash_json(start_identity(context))
+    return Journal(
+        context.run.work(context.node) / f"start-{identity[:16]}",
+        check=lambda: context.stop.check(f"{context.node}: what is fitted is kept; it"),
+        progress=context.progress,
+    )
+
+
+def start_identity(context: Context) -> dict[str, str]:
+    """Return what a constrained start depends on; other keys than a training's, which does not answer for its start."""
+    return {"constraint": context.config_hash, "start": context.inputs_hash}
 
 
 def load_end(context: Context, arm: str, checkpoint: str) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from isotone.interruption import StopFlag
 from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.record import outputs_hash
 from isotone.pipeline.run_directory import RunDirectory
+from isotone.pipeline.slices import config_slice
 from isotone.progress import ProgressBar, progress
 from isotone.training.budget import Budget
 from isotone.training.distributed import ALONE, Team
@@ -64,6 +65,11 @@ class Context:
         return records.hash_json(
             {str(needed): outputs_hash(self.run, needed) for needed in self.graph.needs[self.node]}
         )
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of the part of the configuration that the node depends on."""
+        return records.hash_json(config_slice(self.experiment, self.seed, self.node))
 
     def progress(self, total: int, unit: str) -> AbstractContextManager[ProgressBar]:
         """Show how far the node is: a bar on a terminal, one plain line an interval elsewhere."""

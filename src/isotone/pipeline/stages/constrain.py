@@ -5,11 +5,9 @@ from pathlib import Path
 
 from isotone import records
 from isotone.constraint import certify, fold
-from isotone.constraint.journal import Journal
 from isotone.errors import IsotoneError
-from isotone.pipeline.arms import start_constrained
+from isotone.pipeline.arms import start_constrained, start_identity
 from isotone.pipeline.context import Context
-from isotone.pipeline.slices import config_slice
 from isotone.training import save_initial
 
 
@@ -23,17 +21,10 @@ def run(context: Context) -> list[Path]:
     A gated network may be proved not to be monotone although every weight is non-negative: that is a result, recorded
     and said, and no failure of the constraint.
     """
-    part = config_slice(context.experiment, context.seed, context.node)
-    # other keys than a training has, which does not answer for how its start was made
-    identity = {"constraint": records.hash_json(part), "start": context.inputs_hash}
-    journal = Journal(
-        context.run.work(context.node) / f"start-{records.hash_json(identity)[:16]}",
-        check=lambda: context.stop.check(f"{context.node}: what is fitted is kept; it"),
-        progress=context.progress,
-    )
-    model, constraint = start_constrained(context, context.arm_name, journal=journal)
+    model, constraint = start_constrained(context, context.arm_name)
     assert constraint is not None  # the graph has this node for constrained arms only
-    checkpoint = save_initial(context.run.checkpoints(context.arm_name), model, constraint, identity)
+    folder = context.run.checkpoints(context.arm_name)
+    checkpoint = save_initial(folder, model, constraint, start_identity(context))
     fold(model)  # which checks that the constraint holds
     scope = None if constraint.slack else context.arm.certified_scope  # where it is annealed, nothing holds yet
     certificate = certify(model, scope=scope).to_dict() if scope else None

@@ -37,7 +37,6 @@ from isotone.pipeline.arms import (
     start_constrained,
 )
 from isotone.pipeline.context import Context
-from isotone.pipeline.slices import config_slice
 from isotone.training import Trainer, save_initial
 from isotone.training.checkpoint import STATE, CheckpointFolder, read_checkpoint, weights_of
 
@@ -150,8 +149,7 @@ def _bisected(
 
 
 def _publish(context: Context, model: PreTrainedModel) -> Path:
-    part = config_slice(context.experiment, context.seed, context.node)
-    identity = {"configuration": records.hash_json(part), "start": context.inputs_hash}
+    identity = {"configuration": context.config_hash, "start": context.inputs_hash}
     return save_initial(context.run.checkpoints(context.arm_name), model, identity=identity) / records.MANIFEST
 
 
@@ -201,7 +199,6 @@ def _train_past(
     """Train as the start was trained, bit for bit, and keep the last two measured moments, until the loss is met."""
     start, work = context.arm.start, context.run.work(context.node)
     recipe = context.experiment.training_of(start)
-    part = config_slice(context.experiment, context.seed, context.node)
     data = open_packed(context.run.data)
     trainer = Trainer(
         learner,
@@ -212,7 +209,7 @@ def _train_past(
         metrics=context.run.metrics(context.node),
         stop=context.stop,
         budget=context.budget,
-        identity={"configuration": records.hash_json(part), "start": context.inputs_hash},
+        identity={"configuration": context.config_hash, "start": context.inputs_hash},
         autocast=recipe.precision == "bf16",
         edit=random_prefix(context, start, learner),
         pairs=data.pairs,

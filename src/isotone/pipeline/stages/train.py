@@ -9,7 +9,6 @@ from isotone.data.packed import open_packed
 from isotone.errors import Stopped
 from isotone.pipeline.arms import load_teacher, random_prefix, start_constrained
 from isotone.pipeline.context import Context
-from isotone.pipeline.slices import config_slice
 from isotone.training import Trainer, TrainResult
 from isotone.training.checkpoint import CheckpointFolder
 
@@ -25,7 +24,6 @@ def run(context: Context) -> list[Path]:
     folder = context.run.checkpoints(context.arm_name)
     has_begun = context.team.first(lambda: bool(CheckpointFolder(folder).paths()))
     model, constraint = start_constrained(context, context.arm_name, weights_follow=has_begun)
-    part = config_slice(context.experiment, context.seed, context.node)
     trainer = Trainer(
         model,
         data,
@@ -36,7 +34,7 @@ def run(context: Context) -> list[Path]:
         metrics=context.run.metrics(context.node),
         stop=context.stop,
         budget=context.budget,
-        identity={"configuration": records.hash_json(part), "start": context.inputs_hash},
+        identity={"configuration": context.config_hash, "start": context.inputs_hash},
         autocast=recipe.precision == "bf16",
         team=context.team,
         edit=random_prefix(context, context.arm_name, model),
