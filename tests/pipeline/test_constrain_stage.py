@@ -19,7 +19,7 @@ from isotone.pipeline.context import Context
 from isotone.pipeline.graph import Graph, Node
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.runner import Request, run_nodes
-from isotone.pipeline.stages import constrain as stage
+from isotone.pipeline.stages import constrain as constrain_stage
 from isotone.training.budget import Budget
 
 
@@ -36,7 +36,9 @@ def published(tmp_path: Path) -> Published:
     """Return a function that runs setup and the node that fits an arm in a folder, and returns what was published."""
     documents, model = corpus(tmp_path / "documents.jsonl", {}), make_model(tmp_path / "model")
 
-    def run(out: str, stop: StopFlag, **constraint: Any) -> dict[str, bytes]:
+    def run(
+        out: str, stop: StopFlag, stage: str = "constrain", fresh: bool = False, **constraint: Any
+    ) -> dict[str, bytes]:
         fitted = {"parametrization": "projection", "initialization": "nnls", **constraint}
         experiment = experiment_from_dict(
             {
@@ -49,10 +51,9 @@ def published(tmp_path: Path) -> Published:
             }
         )
         directory = RunDirectory.of(tmp_path / out, "x", 1)
-        only, kind = ("constrain", "constrain") if constraint.get("enforce", True) else ("train_monotonic", "train")
-        node = Node(kind, "monotonic")
+        node = Node(stage.split("_")[0], "monotonic")
         run_nodes(Request(experiment, directory, 1, until="setup"), StopFlag(), lambda line: None)
-        run_nodes(Request(experiment, directory, 1, only=only), stop, lambda line: None)
+        run_nodes(Request(experiment, directory, 1, only=stage, fresh=fresh), stop, lambda line: None)
         assert not directory.work(node).exists()
         found = [*directory.checkpoints("monotonic").rglob("*"), directory.node_result(node)]
         return {path.name: path.read_bytes() for path in found if path.is_file() and path.name != "timing.jsonl"}
@@ -60,14 +61,25 @@ def published(tmp_path: Path) -> Published:
     return run
 
 
-@pytest.mark.parametrize("enforce", [True, False])
-def test_a_fit_that_is_stopped_again_and_again_publishes_the_same_start(enforce: bool, published: Published) -> None:
+@pytest.mark.parametrize(("stage", "enforce"), [("constrain", True), ("train_monotonic", False)])
+def test_a_fit_that_is_stopped_again_and_again_publishes_the_same_start(
+    stage: str, enforce: bool, published: Published
+) -> None:
     """A signal is noticed within a fit, in stage 1 or as a training begins, and the next start goes on behind it."""
-    whole = published("whole", StopFlag(), enforce=enforce)
+    whole = published("whole", StopFlag(), stage, enforce=enforce)
     for _ in range(3):  # each process comes one step further
         with pytest.raises(Stopped, match="what is fitted is kept"):
-            published("stopped", StopAt(10), enforce=enforce)
-    assert published("stopped", StopFlag(), enforce=enforce) == whole
+            published("stopped", StopAt(10), stage, enforce=enforce)
+    assert published("stopped", StopFlag(), stage, enforce=enforce) == whole
+
+
+def test_a_training_is_done_over_from_the_start_that_stands(published: Published, tmp_path: Path) -> None:
+    """--only train_monotonic --fresh sets a training aside, and not what stage 1 has fitted."""
+    published("fresh", StopFlag())
+    first, again = (published("fresh", StopFlag(), stage="train_monotonic", fresh=fresh) for fresh in (False, True))
+    assert first == again
+    aside = RunDirectory.of(tmp_path / "fresh", "x", 1).checkpoints("monotonic.set-aside-1")
+    assert [path.name for path in aside.glob("step-*")] == ["step-00000004"]
 
 
 @pytest.mark.parametrize("change", [{"calibration_rows": 4}, {"initialization": "calibrated_shift"}])
@@ -91,9 +103,11 @@ def test_a_start_of_another_configuration_is_not_taken_over(
         node = Node("constrain", "monotonic")
         directory = RunDirectory.of(tmp_path, "x", 1)
         graph = Graph(experiment)
-        return stage.run(Context(experiment, graph, directory, 1, node, StopFlag(), Budget(), lambda line: None))
+        return constrain_stage.run(
+            Context(experiment, graph, directory, 1, node, StopFlag(), Budget(), lambda line: None)
+        )
 
-    monkeypatch.setattr(stage, "start_constrained", started)
+    monkeypatch.setattr(constrain_stage, "start_constrained", started)
     monkeypatch.setattr(context_module, "outputs_hash", lambda run, node: "the same")
     published, _ = run(_experiment())
     before = published.read_bytes()

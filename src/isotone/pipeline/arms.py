@@ -150,7 +150,7 @@ def _load_matched(context: Context, arm: str, matched: MatchedLoss) -> PreTraine
     model = load_start(context, arm)
     if matched.by == "temperature":  # not all of it is in the weights: the head may have been tied, the logits capped
         divide_logits(model, records.read_json(context.run.node_result(Node("match", arm)))["parameter"])
-    load_weights(context.run.checkpoints(arm) / f"step-{0:08d}", model)
+    load_weights(context.run.start(arm), model)
     return model.eval()
 
 
@@ -161,7 +161,7 @@ def end_folder(context: Context, arm: str, checkpoint: str) -> Path | None:
         name = records.read_json(context.run.node_result(node))["checkpoints"][checkpoint]
         return context.run.checkpoints(arm) / name
     if node in (Node("constrain", arm), Node("match", arm)):
-        return context.run.checkpoints(arm) / f"step-{0:08d}"
+        return context.run.start(arm)
     return None
 
 

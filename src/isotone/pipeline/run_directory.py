@@ -105,6 +105,10 @@ class RunDirectory:
         """What one node (one variant of its attack) found for each document, one JSON object a line."""
         return self.results / "documents" / (f"{node}.{variant}.jsonl" if variant else f"{node}.jsonl")
 
+    def start(self, arm: str) -> Path:
+        """The starting point of an arm, which stage 1 puts out, or training where nothing is constrained."""
+        return self.checkpoints(arm) / "step-00000000"
+
     def found_by(self, node: Node) -> list[Path]:
         """What is there of a node's results, but for checkpoints and setup."""
         documents = [self.documents(node), *sorted((self.results / "documents").glob(f"{node}.*.jsonl"))]

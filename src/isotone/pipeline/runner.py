@@ -25,7 +25,6 @@ from isotone.pipeline.record import Standing, standing, write_record
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import ExperimentDirectory, RunDirectory
 from isotone.pipeline.seeds import why_incomplete
-from isotone.pipeline.slices import config_slice
 from isotone.training.budget import Budget
 from isotone.training.distributed import ALONE, Team, end_team, start_team
 
@@ -88,7 +87,7 @@ def _run_chosen(
     computes = any(node.kind not in _LIGHT for node in chosen)
     experiment = team.first_then_others(lambda: resolve(request.experiment, request.run, computes=computes))
     if request.fresh:
-        team.first(lambda: _set_aside_all(request.run, chosen, say))
+        team.first(lambda: _set_aside_all(request.run, graph, chosen, say))
     _prepare_torch(experiment, request.seed, computes)
     for node in chosen:
         context = Context(experiment, graph, request.run, request.seed, node, stop, budget, say, team)
@@ -235,8 +234,7 @@ def _write_record(context: Context, outputs: list[Path], started: float) -> None
 def _forget_other_work(context: Context) -> None:
     """Set aside unfinished results of another configuration or input; training and setup tell their own apart."""
     run, node = context.run, context.node
-    part = config_slice(context.experiment, context.seed, node)
-    identity = {"configuration": records.hash_json(part), "inputs": context.inputs_hash}
+    identity = {"configuration": context.config_hash, "inputs": context.inputs_hash}
     path = run.work(node) / "identity.json"
     measures = node.kind in ("match", *MEASURES)
     if measures and not (path.is_file() and records.read_json(path) == identity):
@@ -273,18 +271,25 @@ def _prepare_torch(experiment: Experiment, seed: int, computes: bool) -> None:
     determinism.prepare(seed, determinism.resolve_threads(experiment.runtime.threads), device)
 
 
-def _set_aside_all(run: RunDirectory, nodes: list[Node], say: Callable[[str], None]) -> None:
+def _set_aside_all(run: RunDirectory, graph: Graph, nodes: list[Node], say: Callable[[str], None]) -> None:
+    """Rename everything that nodes have left, so that they start from nothing and nothing is lost."""
     for node in nodes:
-        _set_aside(run, node, say)
+        for place in [run.record(node), *run.found_by(node)]:
+            _set_aside(place, node, say)
+        if node.kind == "setup":
+            for place in (run.data, run.pinned_model, run.setup / "settings.json"):
+                _set_aside(place, node, say)
+        if node.kind in ("constrain", "train", "match") and node.arm:
+            aside = _set_aside(run.checkpoints(node.arm), node, say)
+            start, before = run.start(node.arm), Node("constrain", node.arm)
+            if aside and node.kind == "train" and before in graph.nodes and (aside / start.name).exists():
+                start.parent.mkdir()  # among a training's checkpoints stands what stage 1 has put out
+                os.rename(aside / start.name, start)
 
 
-def _set_aside(run: RunDirectory, node: Node, say: Callable[[str], None]) -> None:
-    """Rename everything that a node has left, so that it starts from nothing and nothing is lost."""
-    places = [run.record(node), *run.found_by(node)]
-    if node.kind == "setup":
-        places += [run.data, run.pinned_model, run.setup / "settings.json"]
-    if node.kind in ("constrain", "train", "match") and node.arm:
-        places.append(run.checkpoints(node.arm))
-    for place in places:
-        if place.exists():
-            say(f"{node}: {place} set aside as {records.set_aside(place).name}")
+def _set_aside(place: Path, node: Node, say: Callable[[str], None]) -> Path | None:
+    if not place.exists():
+        return None
+    aside = records.set_aside(place)
+    say(f"{node}: {place} set aside as {aside.name}")
+    return aside
