@@ -95,7 +95,8 @@ def run(context: Context) -> list[Path]:
 def _measure(context: Context) -> tuple[Measure, dict[str, int]]:
     """Return what measures a model's clean loss, and on how much."""
     data, protocol = open_packed(context.run.data), attack_protocol(context)
-    windows, num_short = attacked_windows(context, data, "attack_search", first_token(context))
+    limit = context.experiment.attacks.num_matched_documents
+    windows, num_short = attacked_windows(context, data, "attack_search", first_token(context), limit)
     if not windows:
         asked = "flips of attacks.hotflip" if protocol.pairs else f"{protocol.length} tokens of attacks.protocol"
         raise UsageError(
