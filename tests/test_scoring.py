@@ -166,6 +166,31 @@ def test_positions_of_a_pair_are_those_of_its_row_and_its_source_is_never_scored
         scoring.token_nll(t5, ROWS_BL, slice(6, 9), pairs=PAIRS)
 
 
+def test_columns_that_hold_no_text_cost_nothing_and_change_no_bit(t5: PreTrainedModel) -> None:
+    wide_BL = torch.cat([nn.functional.pad(side, (0, 6)) for side in PAIRS.sides(ROWS_BL)], dim=1)
+    wide, read = scoring.PairLayout(source=13, pad=0).around(wide_BL), []
+    hook = t5.register_forward_pre_hook(
+        lambda _, __, given: read.append((given["attention_mask"].shape[1], given["decoder_input_ids"].shape[1])),
+        with_kwargs=True,
+    )
+    tight = PAIRS.around(ROWS_BL)
+    scores, scores_wide = scoring.token_scores(t5, ROWS_BL, pairs=tight), scoring.token_scores(t5, wide_BL, pairs=wide)
+    nll_BT, wide_BT = scoring.token_nll(t5, ROWS_BL, pairs=tight), scoring.token_nll(t5, wide_BL, pairs=wide)
+    padding_BT = scoring.token_nll(t5, wide_BL, slice(18, 22), pairs=wide)
+    hook.remove()
+    assert read == [(7, 4)] * 5
+    for whole, part in (
+        (scores_wide.nll_BT, scores.nll_BT),
+        (scores_wide.correct_BT, scores.correct_BT),
+        (wide_BT, nll_BT),
+    ):
+        assert whole.shape == (2, 11)
+        assert torch.equal(whole[:, :5], part)
+        assert not whole[:, 5:].any()
+    assert padding_BT.shape == (2, 4)
+    assert not padding_BT.any()
+
+
 def test_gradients_reach_the_source_of_a_pair_and_not_its_padding(t5: PreTrainedModel) -> None:
     embeds_BSD = t5.get_input_embeddings()(ROWS_BL[:, :7]).detach().requires_grad_()
     nll_BT = scoring.token_nll(t5, ROWS_BL, inputs_embeds_BLD=embeds_BSD, pairs=PAIRS)

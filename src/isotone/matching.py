@@ -161,7 +161,8 @@ def clean_nll(
         pairs: how rows are divided that an encoder-decoder model reads.
     """
     with frozen(model):
-        nats_B = Target(model, scored, batch_documents, pairs).nats(ids_BL)
+        target = Target(model, scored, batch_documents, pairs)
+        nats_B = torch.cat([target.around(part_BL).nats(part_BL) for part_BL in ids_BL.split(batch_documents)])
     num_scored = ids_BL[:, scored].numel() if pairs is None else int((ids_BL[:, scored] != pairs.pad).sum())
     return float(nats_B.sum()) / num_scored
 

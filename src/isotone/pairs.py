@@ -7,7 +7,7 @@ So positions mean the same thing as in a causal model's row: an attack edits pos
 on are scored. Shapes: B rows, L = S + T tokens of a row, D embedding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,19 +21,35 @@ class PairLayout:
     Attributes:
         source: S, columns of the source.
         pad: the id that fills a side on its right; no text contains it.
+        text: columns of source and target beyond which there is only padding: nothing is computed there. None: all may
+            hold text.
     """
 
     source: int
     pad: int
+    text: tuple[int, int] | None = None
 
     def sides(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Return the source [B, S] and the target [B, T] of rows."""
         return ids_BL[:, : self.source], ids_BL[:, self.source :]
 
+    def around(self, ids_BL: Tensor) -> "PairLayout":
+        """Return the same layout with ``text`` for these rows: of a batch that stays together whatever is edited.
+
+        How many columns are computed decides the last bits of a loss. So these are the rows of documents that belong
+        together by their order, and never those of a forward pass, which may be halved.
+        """
+        return replace(self, text=self._text(ids_BL))
+
     def trimmed(self, ids_BL: Tensor) -> tuple["PairLayout", Tensor]:
-        """Return rows without the columns that are padding in all of them, and how those lie."""
-        kept = [side[:, : max(1, int((side != self.pad).sum(1).max()))] for side in self.sides(ids_BL)]
-        return PairLayout(kept[0].shape[1], self.pad), torch.cat(kept, dim=1)
+        """Return rows without the columns that hold no text (if ``text`` is None: in these rows), and how those lie."""
+        source, target = self.text or self._text(ids_BL)
+        source_BS, target_BT = self.sides(ids_BL)
+        return PairLayout(source, self.pad), torch.cat([source_BS[:, :source], target_BT[:, :target]], dim=1)
+
+    def _text(self, ids_BL: Tensor) -> tuple[int, int]:
+        source, target = (max(1, int((side != self.pad).sum(1).max())) for side in self.sides(ids_BL))
+        return source, target
 
     def num_scored(self, ids_BL: Tensor) -> int:
         """Return how many target tokens rows have, padding left out."""

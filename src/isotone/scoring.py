@@ -57,8 +57,9 @@ def token_nll(
         ValueError: a position is 0 or outside the sequence, or in the source of a pair.
     """
     index_T = _index(positions, input_ids_BL, pairs)
-    logits_BTV = _logits(model, input_ids_BL, index_T, past, inputs_embeds_BLD, pairs)
-    return nll_of_logits(logits_BTV, (input_ids_BL if labels_BL is None else labels_BL)[:, index_T], pairs)
+    asked_T, logits_BTV = _logits(model, input_ids_BL, index_T, past, inputs_embeds_BLD, pairs)
+    labels_BT = (input_ids_BL if labels_BL is None else labels_BL)[:, index_T[asked_T]]
+    return _with_padding(nll_of_logits(logits_BTV, labels_BT, pairs), asked_T)
 
 
 def nll_of_logits(logits_BTV: Tensor, labels_BT: Tensor, pairs: PairLayout | None = None) -> Tensor:
@@ -93,14 +94,14 @@ def token_scores(
     Padding of a pair's target has loss 0 and is never correct.
     """
     index_T = _index(positions, input_ids_BL, pairs)
-    logits_BTV = _logits(model, input_ids_BL, index_T, past, inputs_embeds_BLD, pairs)
-    labels_N = input_ids_BL[:, index_T].flatten()
+    asked_T, logits_BTV = _logits(model, input_ids_BL, index_T, past, inputs_embeds_BLD, pairs)
+    labels_N = input_ids_BL[:, index_T[asked_T]].flatten()
     nll, correct = [], []
     for rows_CV, labels_C in _chunks(logits_BTV, labels_N):
         nll.append(F.cross_entropy(rows_CV.float(), labels_C, reduction="none", ignore_index=_ignored(pairs)))
         correct.append(_is_top(rows_CV, labels_C) & (labels_C != _ignored(pairs)))
     shape = logits_BTV.shape[:2]
-    return TokenScores(torch.cat(nll).view(shape), torch.cat(correct).view(shape))
+    return TokenScores(*(_with_padding(torch.cat(part).view(shape), asked_T) for part in (nll, correct)))
 
 
 def leading_token(tokenizer: Any) -> int | None:
@@ -135,17 +136,33 @@ def _logits(
     past: Any,
     inputs_embeds_BLD: Tensor | None,
     pairs: PairLayout | None,
-) -> Tensor:
-    """Return the logits of the tokens at ``index_T`` [B, T, V]."""
+) -> tuple[Tensor, Tensor]:
+    """Return which of the tokens at ``index_T`` are asked for, bool [T], and their logits [B, asked, V].
+
+    All are, but for columns of pairs that hold no text (``PairLayout.text``).
+    """
     if pairs is not None:  # such models compute the logits of every target token
-        logits_BTV = model(**pairs.inputs(model, input_ids_BL, inputs_embeds_BLD), use_cache=False).logits
-        return logits_BTV[:, index_T - pairs.source]
+        layout, ids_BL = (pairs, input_ids_BL) if pairs.text is None else pairs.trimmed(input_ids_BL)
+        embeds_BSD = None if inputs_embeds_BLD is None else inputs_embeds_BLD[:, : layout.source]
+        logits_BTV = model(**layout.inputs(model, ids_BL, embeds_BSD), use_cache=False).logits
+        column_T = index_T - pairs.source
+        asked_T = column_T < logits_BTV.shape[1]
+        return asked_T, logits_BTV[:, column_T[asked_T]]
     inputs: dict[str, Any] = (
         {"input_ids": input_ids_BL} if inputs_embeds_BLD is None else {"inputs_embeds": inputs_embeds_BLD}
     )
     if past is not None:
         inputs["past_key_values"] = past
-    return model(**inputs, use_cache=past is not None, logits_to_keep=index_T - 1).logits
+    logits_BTV = model(**inputs, use_cache=past is not None, logits_to_keep=index_T - 1).logits
+    return torch.ones_like(index_T, dtype=torch.bool), logits_BTV
+
+
+def _with_padding(asked_BT: Tensor, asked_T: Tensor) -> Tensor:
+    """Put 0 (or False) between the columns that were asked for."""
+    if asked_BT.shape[1] == len(asked_T):
+        return asked_BT
+    whole_BT = asked_BT.new_zeros(len(asked_BT), len(asked_T))
+    return whole_BT.index_copy(1, asked_T.nonzero().flatten(), asked_BT)
 
 
 def _chunks(logits_BTV: Tensor, others_N: Tensor) -> zip:

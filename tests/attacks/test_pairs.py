@@ -150,6 +150,22 @@ def test_batches_of_any_size_find_the_same(name: str, model: PreTrainedModel) ->
 
 
 @every_attack
+def test_columns_without_text_in_documents_attacked_together_are_not_computed(
+    name: str, model: PreTrainedModel
+) -> None:
+    read: list[tuple[int, int]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: read.append((given["attention_mask"].shape[1], given["decoder_input_ids"].shape[1])),
+        with_kwargs=True,
+    )
+    pairs = windows(4, lengths=[(5, 2), (3, 6), (4, 1), (6, 3)])
+    rows = run_documents(ATTACKS[name][0], model, vocabulary(), pairs, PROTOCOL, batch_documents=2, batch_size=3)
+    hook.remove()
+    assert all(row["status"] == "ok" for row in rows)
+    assert set(read) == {(6, 7), (7, 4)}  # the longest of each two, and EOS
+
+
+@every_attack
 def test_a_resume_by_document_gives_the_same_rows(name: str, model: PreTrainedModel, tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "log.jsonl")
     rows = rows_of(ATTACKS[name][0], model, log=log, batch_documents=2)

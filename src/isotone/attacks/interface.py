@@ -13,7 +13,8 @@ that every attack shares, for B documents of L tokens:
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -33,6 +34,11 @@ class Problem:
     target: Target
     protocol: AttackProtocol
     vocabulary: Vocabulary
+
+    def around(self, windows: Sequence[Window]) -> "Problem":
+        """Return the same for documents that are attacked together (``Target.around``)."""
+        rows_BL = torch.stack([torch.from_numpy(window.tokens) for window in windows])
+        return replace(self, target=self.target.around(rows_BL))
 
 
 class DocumentAttack(ABC):

@@ -63,6 +63,7 @@ def run_documents(
         # a log may end inside a batch (its last line was torn): the batch is attacked again, whole
         for first in range(len(rows) // batch_documents * batch_documents, len(windows), batch_documents):
             batch = list(windows[first : first + batch_documents])
+            problem = problem.around(batch)
             state = attack.start(problem, batch)
             while not attack.is_done(state):
                 if stop is not None:
@@ -112,6 +113,7 @@ def replay(
             if stop is not None:
                 stop.check(f"{name} after {len(rows)} of {len(windows)} documents")
             batch = list(windows[first : first + batch_documents])
+            problem = problem.around(batch)
             fresh: list[Row] = []
             attacked_BL = torch.stack([edited(window, edits.get(window.id, ())) for window in batch])
             for index, row in enumerate(judge(problem, batch, attacked_BL), first):

@@ -75,6 +75,10 @@ class Target:
         """Return the same model with other scored positions, and rows divided elsewhere where ``pairs`` is given."""
         return Target(self.model, scored, self.batch_size, pairs or self.pairs)
 
+    def around(self, ids_BL: Tensor) -> "Target":
+        """Return the same for rows that stay together: of pairs, what is padding in all of them is not computed."""
+        return Target(self.model, self.scored, self.batch_size, self.pairs and self.pairs.around(ids_BL))
+
     @cached_property
     def embeddings_VD(self) -> Tensor:  # noqa: N802 - shape suffix
         """What the model reads for each id, any scaling of its embedding layer included; fp32."""

@@ -109,8 +109,10 @@ def _judge(
         return [{}] * len(batch)
     texts_BT = layout.texts(batch)
     none_1K = torch.empty(1, 0, dtype=torch.int64)
+    with_trigger_BL = layout.join(torch.tensor([best["trigger_ids"]]), texts_BT)
+    target = target.around(with_trigger_BL)
     clean = target.scores(layout.join(none_1K, texts_BT))
-    attacked = target.scores(layout.join(torch.tensor([best["trigger_ids"]]), texts_BT))
+    attacked = target.scores(with_trigger_BL)
     initial_B = target.nats(layout.join(torch.tensor([best["initial_ids"]]), texts_BT))
     random_BR = target.nats(layout.join(random_RK, texts_BT)).view(len(random_RK), len(batch)).T
     rows = []

@@ -307,15 +307,16 @@ class UniversalTriggers:
         texts_BT = problem.texts_XT[self._batch(problem, len(state["finished"]), running["iteration"])]
         trigger_K = torch.tensor(running["trigger_ids"])
         sequences_BL = layout.join(trigger_K[None], texts_BT)
+        target = problem.target.around(sequences_BL)
         learns = self.proposals == "surrogate"
         if learns:
-            standing, pairs = float(problem.target.nats(sequences_BL).sum()), self._learned_pairs(problem, state)
+            standing, pairs = float(target.nats(sequences_BL).sum()), self._learned_pairs(problem, state)
         else:
-            gradient = problem.target.gradient(sequences_BL)
+            gradient = target.gradient(sequences_BL)
             grad_KD = gradient.grad_BLD[:, layout.start : layout.start + self.length].sum(dim=0)
             standing, pairs = float(gradient.nats_B.sum()), self._ranked_pairs(problem, trigger_K, grad_KD)
         candidates_NK = _written(trigger_K, pairs)
-        nats_N = problem.target.nats(layout.join(candidates_NK, texts_BT)).view(-1, len(texts_BT)).sum(dim=1)
+        nats_N = target.nats(layout.join(candidates_NK, texts_BT)).view(-1, len(texts_BT)).sum(dim=1)
         best, best_nats = None, standing
         for index, nats in enumerate(nats_N.tolist()):
             if best_nats < nats < math.inf:

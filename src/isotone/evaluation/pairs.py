@@ -53,8 +53,8 @@ def evaluate_pairs(
 
     @torch.no_grad()
     def score(batch: list[int]) -> list[float | None]:
-        of_batch, ids_BL = layout.trimmed(rows_of(documents, batch))
-        sums_B = token_nll(model, ids_BL.to(model.device), pairs=of_batch).double().sum(1)
+        ids_BL = rows_of(documents, batch)
+        sums_B = token_nll(model, ids_BL.to(model.device), pairs=layout.around(ids_BL)).double().sum(1)
         return [nats if math.isfinite(nats) else None for nats in sums_B.tolist()]
 
     settings = {"task": "pairs", "batch_size": batch_size, "documents": [d.id for d in documents]}

@@ -258,11 +258,9 @@ class Trainer:
         return lambda part_BL, labels_BL: {"loss": self._nll(part_BL, labels_BL).sum() / num_labels}
 
     def _nll(self, read_BL: Tensor, labels_BL: Tensor | None = None) -> Tensor:
-        """Return the loss of every label [B, T]; that of a pair's padding is 0, and columns of it are left out."""
-        if self.pairs is None:
-            return token_nll(self.model, read_BL, labels_BL=labels_BL)
-        layout, read_BL = self.pairs.trimmed(read_BL)
-        return token_nll(self.model, read_BL, pairs=layout)  # nothing edits a target
+        """Return the loss of every label [B, T]; that of a pair's padding is 0."""
+        pairs = None if self.pairs is None else self.pairs.around(read_BL)
+        return token_nll(self.model, read_BL, labels_BL=labels_BL, pairs=pairs)
 
     def _num_labels(self, ids_BL: Tensor) -> int:
         return ids_BL.shape[0] * (ids_BL.shape[1] - 1) if self.pairs is None else self.pairs.num_scored(ids_BL)
