@@ -236,7 +236,7 @@ def _far_off(control: str, met: str, pair: tuple[str, str], seeds: Seeds) -> str
         return None
     return (
         f"on the attacked documents its clean loss is {left:+.3f} nats per scored token from that of {met}, where "
-        f"{pair[0]} and {pair[1]} are {gap:+.3f} apart; match it on more search documents"
+        f"{pair[0]} and {pair[1]} are {gap:+.3f} apart; matched on more search documents it may come nearer"
     )
 
 

@@ -99,6 +99,7 @@ def probe_documents(
         for index in range(len(rows), len(windows)):
             head = {"index": index, "id": windows[index].id, "attack": PROBE, "variant": VARIANT}
             where = f"probe after {index} of {len(windows)} documents"
+            target = target.around(torch.from_numpy(windows[index].tokens)[None])
             rows.append(head | _row(probe, target, vocabulary, protocol, windows[index], partial(stop.check, where)))
             if log is not None:
                 log.append(rows[-1])

@@ -417,7 +417,8 @@ def _learned(known: dict[str, Any] | None, pairs: Pairs, gains_N: Tensor, best: 
 def on_all(problem: TriggerProblem, trigger: list[int]) -> tuple[float | None, int]:
     """Return the NLL of all search documents after a trigger, nats per scored token or None, and what it cost."""
     sequences_XL = problem.layout.join(torch.tensor([trigger], dtype=torch.int64), problem.texts_XT)
-    nats = float(problem.target.over(problem.layout.scored(len(trigger))).nats(sequences_XL).sum())
+    target = problem.target.over(problem.layout.scored(len(trigger))).around(sequences_XL)
+    nats = float(target.nats(sequences_XL).sum())
     num_scored = sum(problem.layout.num_scored(text_T) for text_T in problem.texts_XT)
     return nats / num_scored if math.isfinite(nats) else None, forward_tokens(*sequences_XL.shape)
 
