@@ -5,6 +5,7 @@ Every loss comes from ``isotone.scoring``; what is here is batching, the prefix 
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,7 +78,11 @@ class Target:
 
     def around(self, ids_BL: Tensor) -> "Target":
         """Return the same for rows that stay together: of pairs, what is padding in all of them is not computed."""
-        return Target(self.model, self.scored, self.batch_size, self.pairs and self.pairs.around(ids_BL))
+        if self.pairs is None:
+            return self
+        around = copy.copy(self)  # with the embeddings that are there, and a halved batch
+        around.pairs = self.pairs.around(ids_BL)
+        return around
 
     @cached_property
     def embeddings_VD(self) -> Tensor:  # noqa: N802 - shape suffix
