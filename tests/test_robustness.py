@@ -86,30 +86,6 @@ def test_no_verdict_without_a_control_while_clean_losses_differ() -> None:
     assert verdict(one_seed(0.20, nll=3.021)).verdict == "not_concluded"
 
 
-def at_clean_loss(harm: float, clean: float, matched: Any = None) -> Evidence:
-    """Return an arm with this clean loss on the attacked documents, whatever it is elsewhere."""
-    return evidence(rows(harms(harm), clean=clean), nll=3.5, matched=matched)
-
-
-@pytest.mark.parametrize(
-    ("clean", "is_matched"), [(3.06, False), (3.36, False), (3.42, True), (3.56, True), (3.69, False)]
-)
-def test_a_control_must_be_at_the_arms_clean_loss_on_what_is_attacked(clean: float, is_matched: bool) -> None:
-    """Its loss was met on search documents; here arm and baseline are half a nat apart, so 0.125 may be left."""
-    seed = {"baseline": at_clean_loss(0.4, 3.0), "monotonic": at_clean_loss(0.2, 3.5)}
-    result = verdict([seed | {"control": at_clean_loss(0.3, clean, matched_to("monotonic"))}])
-    assert result.verdict == ("more_robust" if is_matched else "not_concluded")
-    reasons = [entry.reason for entry in result.excluded]
-    assert reasons == [] if is_matched else "on the attacked documents its clean loss is" in reasons[0]
-
-
-def test_a_control_that_is_near_enough_in_nats_counts_however_small_the_gap_is() -> None:
-    seed = {"baseline": at_clean_loss(0.4, 3.0), "monotonic": at_clean_loss(0.2, 3.03)}
-    near, far = (at_clean_loss(0.3, clean, matched_to("monotonic")) for clean in (3.015, 3.0))
-    assert verdict([seed | {"control": near}]).verdict == "more_robust"
-    assert verdict([seed | {"control": far}]).excluded
-
-
 def reading(found: Evidence, uses: float) -> Evidence:
     """Return an arm that loses this many nats a token with another document's context."""
     return replace(found, exchanged=exchanged(uses, NUM_DOCUMENTS))

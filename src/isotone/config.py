@@ -320,7 +320,7 @@ class ArmTraining(Part):
 class MatchedLoss(Part):
     """A control at equal clean loss: the model that the arm starts from, damaged until it is as bad as another arm.
 
-    The loss is that of the attacks' scored tokens on search documents, in fp32.
+    The loss is that of the attacks' scored tokens on the attacked documents, in fp32.
     """
 
     to: str
@@ -558,8 +558,6 @@ class Attacks(Part):
     """Attacked documents of the attack_test split."""
     num_search_documents: Count = 40
     """Documents of the attack_search split: thresholds and triggers are fitted on them."""
-    num_matched_documents: Count | None = None
-    """Documents of that split on which losses are matched (``matched_loss``). None: num_search_documents."""
     batch_documents: Count = 8
     """Documents attacked together; part of the result, as batches fix the rounding."""
     random_draws: Count = 20

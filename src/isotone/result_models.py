@@ -154,8 +154,8 @@ class ArmResult(_Result):
     training: dict[str, Any] | None
     """None for an arm that is not trained."""
     matched_loss: dict[str, Any] | None = None
-    """Of a matched-loss control: ``target``, ``reached`` (nats per scored token on search documents), ``parameter``,
-    ``reachable`` and, where it is false, ``reason``: then nothing follows from the arm."""
+    """Of a matched-loss control: ``target``, ``reached`` (nats per scored token on the attacked documents),
+    ``parameter``, ``reachable`` and, where it is false, ``reason``: then nothing follows from the arm."""
 
 
 class FinalResults(_Result):

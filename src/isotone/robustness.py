@@ -21,10 +21,6 @@ from isotone.verdict import MAX_CLEAN_DIFFERENCE, RESOLUTION
 MATCHED = 0.01
 """Nats per scored token within which a control's clean loss counts as matched."""
 
-LEFT = 0.25
-"""Share of the gap between the clean losses of arm and baseline on the attacked documents that a control may leave
-there, where what it leaves is more than ``MAX_CLEAN_DIFFERENCE``: it was matched on other documents."""
-
 READS = 0.5
 """Share of what losing the context costs the side that is harmed more, which it must cost the other at least."""
 
@@ -204,8 +200,7 @@ def find_controls(arm: str, baseline: str, seeds: Seeds) -> tuple[list[Control],
             side = "arm"
         else:
             continue
-        met = arm if side == "baseline" else baseline
-        reasons = [*(_why_not(of_seed[name]) for of_seed in seeds), _far_off(name, met, (arm, baseline), seeds)]
+        reasons = [_why_not(of_seed[name]) for of_seed in seeds]
         if reason := next(filter(None, reasons), None):
             excluded.append(Excluded(control=name, reason=reason))
         else:
@@ -227,17 +222,6 @@ def _why_not(evidence: Evidence) -> str | None:
     if not changes(evidence.attacks[WORST]):
         return "no attacked document has figures"
     return None
-
-
-def _far_off(control: str, met: str, pair: tuple[str, str], seeds: Seeds) -> str | None:
-    """Say where a control is not at the clean loss of ``met`` on the very documents that are attacked."""
-    left, gap = _attacked_difference(control, met, seeds), _attacked_difference(*pair, seeds)
-    if left is None or gap is None or abs(left) <= max(MAX_CLEAN_DIFFERENCE, LEFT * abs(gap)):
-        return None
-    return (
-        f"on the attacked documents its clean loss is {left:+.3f} nats per scored token from that of {met}, where "
-        f"{pair[0]} and {pair[1]} are {gap:+.3f} apart; matched on more search documents it may come nearer"
-    )
 
 
 def _below(floors: Floors, num_documents: int, arms: Sequence[str], seeds: Seeds) -> str | None:
@@ -294,20 +278,15 @@ def context_uses(arms: Sequence[str], seeds: Seeds) -> dict[str, float]:
 
 def clean_difference(arm: str, baseline: str, seeds: Seeds) -> float | None:
     """Return the larger difference of clean losses, arm − baseline: on clean text, or on the attacked documents."""
-    on_text = {name: [clean_text_losses(s[name].clean) for s in seeds] for name in (arm, baseline)}
-    found = [_difference(arm, baseline, on_text), _attacked_difference(arm, baseline, seeds)]
-    return max((value for value in found if value is not None), key=abs, default=None)
-
-
-def _attacked_difference(arm: str, other: str, seeds: Seeds) -> float | None:
-    return _difference(
-        arm, other, {name: [clean_losses(s[name].attacks.get(WORST, ())) for s in seeds] for name in (arm, other)}
-    )
-
-
-def _difference(arm: str, other: str, columns: dict[str, list[Column]]) -> float | None:
-    common = tables(columns)
-    return ratio_estimate(common.x[arm] - common.x[other], common.n[other]).value if common.documents else None
+    found = []
+    for columns in (
+        {name: [clean_text_losses(s[name].clean) for s in seeds] for name in (arm, baseline)},
+        {name: [clean_losses(s[name].attacks.get(WORST, ())) for s in seeds] for name in (arm, baseline)},
+    ):
+        common = tables(columns)
+        if common.documents:
+            found.append(ratio_estimate(common.x[arm] - common.x[baseline], common.n[baseline]).value)
+    return max(found, key=abs, default=None)
 
 
 def judge(

@@ -48,11 +48,8 @@ def test_adding_a_control_changes_nothing_that_stands(name: str) -> None:
     ("node", "change", "changes"),
     [
         ("match.matched_noise", {"attacks": {"hotflip": {"flips": 3}}}, False),
-        ("match.matched_noise", {"attacks": {"num_documents": 3}}, False),
-        ("match.matched_noise", {"attacks": {"num_search_documents": 3}}, True),
-        ("match.matched_noise", {"attacks": {"num_matched_documents": 3}}, True),
-        ("hotflip.baseline", {"attacks": {"num_matched_documents": 3}}, False),
-        ("triggers.baseline", {"attacks": {"num_matched_documents": 3}}, False),
+        ("match.matched_noise", {"attacks": {"num_documents": 3}}, True),
+        ("match.matched_noise", {"attacks": {"num_search_documents": 3}}, False),
         ("match.matched_noise", {"attacks": {"protocol": {"prefix": 32}}}, True),
         ("match.matched_noise", {"training": {"lr": 1}}, False),  # its inputs answer for that
         ("match.matched_undertrained", {"training": {"lr": 1}}, True),

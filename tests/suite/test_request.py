@@ -44,7 +44,6 @@ def test_names_that_cannot_be_are_refused(models: list[str], said: str) -> None:
         (Options(attacks=[]), "give at least one"),
         (Options(overrides=["training.lr=1"]), "nothing is made from it here; allowed: attacks"),
         (Options(overrides=["data.source=x"]), "nothing is made from it here"),
-        (Options(overrides=["attacks.num_matched_documents=9"]), "matched on all search documents here"),
         (Options(attacks=["hotflip"], overrides=["attacks.gcg.steps=3"]), "--attacks alone says"),
         (Options(overrides=["attacks.gcg=null"]), "--attacks alone says"),
         (Options(overrides=["attacks.hotflip.flip=3"]), r"--set: .*did you mean attacks\.hotflip\.flips"),

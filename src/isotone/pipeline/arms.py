@@ -225,17 +225,16 @@ def bos_before_text(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def attacked_windows(
-    context: Context, data: PackedData, split: str, first: int | None = None, limit: int | None = None
+    context: Context, data: PackedData, split: str, first: int | None = None
 ) -> tuple[list[Window], int]:
     """Return the documents of a split that every attack and arm sees, cut to the protocol, and how many were too short.
 
     Of pairs the latter are those with too short a source; data have none with an empty target.
 
-    The choice depends on the corpus and the configuration alone. ``first`` is put before each as its token 0; there are
-    ``limit`` of them at most, or as many as the configuration says of the split.
+    The choice depends on the corpus and the configuration alone. ``first`` is put before each as its token 0.
     """
     config = context.experiment.attacks
-    limit = limit or {"attack_test": config.num_documents, "attack_search": config.num_search_documents}[split]
+    limit = {"attack_test": config.num_documents, "attack_search": config.num_search_documents}[split]
     documents = data.documents(split).shuffled(context.experiment.data.shuffle_seed)
     return attack_protocol(context).cut(documents, limit, first)
 

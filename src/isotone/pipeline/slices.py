@@ -12,16 +12,16 @@ from pydantic import BaseModel
 from isotone.config import NO_ARMS, Experiment
 from isotone.pipeline.graph import FURTHER_ATTACKS, PROBE, Node
 
-_OF_ONE_NODE = {"hotflip", "triggers", *FURTHER_ATTACKS, PROBE, "transfer", "num_matched_documents"}
+_OF_ONE_ATTACK = {"hotflip", "triggers", *FURTHER_ATTACKS, PROBE, "transfer"}
 """Parts of ``attacks`` that are read by one kind of node."""
 
-_NOT_REPLAYED = {"pgd", "frequency", PROBE, "num_matched_documents"}
+_NOT_REPLAYED = {"pgd", "frequency", PROBE}
 """Parts of ``attacks`` that find no edits which another arm is asked about."""
 
 _PROBED = {PROBE, "protocol", "num_documents", "checkpoint"}
 """What of ``attacks`` a probe depends on: no other attack's size, no batch of documents, no search document."""
 
-_MATCHED_BY = {"protocol", "num_search_documents", "num_matched_documents", "batch_documents", "checkpoint"}
+_MATCHED_BY = {"protocol", "num_documents", "batch_documents", "checkpoint"}
 """What of ``attacks`` a matched loss depends on: where it is measured, and which checkpoints are meant."""
 
 _HARMLESS_TRAINING = {"save_every_steps", "save_every_minutes", "keep_last", "parallel"}
@@ -58,11 +58,11 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
             chosen = {"evaluation": _given(experiment.evaluation), "primary": attacks.checkpoint}
             return {**chosen, **_documents(experiment), **_machine(experiment)}
         case "hotflip" | "triggers":
-            other = (_OF_ONE_NODE - {node.kind}) | ({"budget_tokens"} if node.kind == "triggers" else set())
+            other = (_OF_ONE_ATTACK - {node.kind}) | ({"budget_tokens"} if node.kind == "triggers" else set())
             chosen = {k: v for k, v in _given(attacks).items() if k not in other}
             return {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
         case kind if kind in FURTHER_ATTACKS:
-            chosen = {k: v for k, v in _given(attacks).items() if k not in _OF_ONE_NODE - {kind}}
+            chosen = {k: v for k, v in _given(attacks).items() if k not in _OF_ONE_ATTACK - {kind}}
             part = {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed}
             return {**part, **_documents(experiment), **_machine(experiment)}
         case "probe":

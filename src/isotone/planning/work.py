@@ -107,8 +107,7 @@ def _matching(sizes: Sizes, arm: str) -> Work:
     experiment, matched = sizes.experiment, sizes.experiment.arms[arm].matched_loss
     assert matched is not None  # the graph has this node for matched arms only
     protocol = experiment.attacks.protocol
-    asked = experiment.attacks.num_matched_documents or experiment.attacks.num_search_documents
-    count = sizes.num_documents("attack_search", asked, protocol.length)
+    count = sizes.num_documents("attack_test", experiment.attacks.num_documents, protocol.length)
     one = Work(evaluate=forward_flops(sizes.shape, count, protocol.length, protocol.num_scored))
     again = _training(sizes, experiment.arms[arm].start) if matched.by == "undertrained" else Work()
     return one * EVALUATIONS + _end(sizes, matched.to) + _start(sizes, arm) + again

@@ -66,7 +66,7 @@ def _text(title: str, results: FinalResults | SummaryResults, measured: Sequence
         _block("Clean text", _clean_table(results, measured)),
         *([_block("ROUGE of what is written (F1)", lines)] if (lines := _rouge_table(results, measured)) else []),
         *(
-            [_block("Matched loss (nats per scored token, search documents)", lines)]
+            [_block("Matched loss (nats per scored token, attacked documents)", lines)]
             if (lines := _matched(results))
             else []
         ),

@@ -168,7 +168,7 @@ class Arm:
     # --- clean loss ---
 
     def measure_clean(self) -> float | None:
-        """Return the clean loss of the search documents' scored tokens, nats per token; None where it is not finite."""
+        """Return the clean loss of what is attacked, nats per scored token; None where it is not finite."""
         path = self._result("clean")
         if not path.is_file():
             nll = self._clean_nll()
@@ -195,7 +195,7 @@ class Arm:
                 after=lambda known, nll: bar.set(known, known + 1, f"loss {nll:.4f} of {aim:.4f}"),
             )
             bar.set(found.evaluations, found.evaluations)
-        windows, protocol = work.windows("attack_search"), work.protocol
+        windows, protocol = work.windows("attack_test"), work.protocol
         num_tokens = sum(protocol.num_scored(window.tokens.tolist()) for window in windows)
         counts = {"num_documents": len(windows), "num_tokens": num_tokens}
         made = {"start": start.name, **matched.model_dump(mode="json")}
@@ -203,7 +203,7 @@ class Arm:
 
     def _clean_nll(self) -> float:
         work, protocol = self.work, self.work.protocol
-        ids_BL = torch.from_numpy(np.stack([window.tokens for window in work.windows("attack_search")]))
+        ids_BL = torch.from_numpy(np.stack([window.tokens for window in work.windows("attack_test")]))
         return clean_nll(self.model, ids_BL, protocol.scored, work.experiment.attacks.batch_documents, protocol.pairs)
 
     # --- logs and results ---

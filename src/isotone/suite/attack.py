@@ -70,7 +70,7 @@ def attack_models(
         documents: txt, jsonl(.gz, .zst) or parquet.
         out: folder for logs, ``attack_results.json`` and ``attack_summary.txt``; None: nothing is kept.
         attacks: of hotflip, triggers, gcg, coordinate, pgd, frequency and random.
-        search_documents: file for what is fitted (bar of success, margins, triggers, matched losses); None: one in five
+        search_documents: file for what is fitted (bar of success, margins, triggers); None: one in five
             documents of ``documents``.
         text_field: the field that holds the text.
         prefix: P, tokens 1…P−1 are attacked; by default what fits the smallest context, as for ``gap`` (neither

@@ -37,7 +37,7 @@ class Documents:
 
     Attributes:
         test: attacked and evaluated.
-        search: τ, margins, triggers and matched losses are fitted on them.
+        search: τ, margins and triggers are fitted on them.
         left_out: ``id`` and ``reason`` of every document that is neither.
         identity: hash of all that was read.
         notes: what a reader of the results should know.

@@ -243,10 +243,6 @@ def _require_settable(item: str, attacks: Sequence[str]) -> None:
             f"--set {item}: nothing is made from it here; allowed: {', '.join(f'{key}…' for key in _SETTABLE)}"
         )
     path = item.partition("=")[0].strip().split(".")
-    if path[1] == "num_matched_documents":
-        raise UsageError(
-            f"--set {item}: losses are matched on all search documents here (attacks.num_search_documents)"
-        )
     if path[1] in FURTHER and (len(path) == 2 or path[1] not in attacks):
         raise UsageError(f"--set {item}: --attacks alone says which attacks are made; name {path[1]} there, or not")
 

@@ -1,4 +1,4 @@
-"""Makes one matched-loss control: its start, damaged until its clean loss on search documents is another arm's."""
+"""Makes one matched-loss control: its start, damaged until its clean loss on what is attacked is another arm's."""
 
 import math
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def run(context: Context) -> list[Path]:
 
     Raises:
         Stopped: a stop was requested; what was measured and trained so far is kept.
-        UsageError: there is no search document to measure a loss on.
+        UsageError: there is no attacked document to measure a loss on.
     """
     matched = context.arm.matched_loss
     assert matched is not None  # the graph has this node for matched arms only
@@ -95,13 +95,12 @@ def run(context: Context) -> list[Path]:
 def _measure(context: Context) -> tuple[Measure, dict[str, int]]:
     """Return what measures a model's clean loss, and on how much."""
     data, protocol = open_packed(context.run.data), attack_protocol(context)
-    limit = context.experiment.attacks.num_matched_documents
-    windows, num_short = attacked_windows(context, data, "attack_search", first_token(context), limit)
+    windows, num_short = attacked_windows(context, data, "attack_test", first_token(context))
     if not windows:
         asked = "flips of attacks.hotflip" if protocol.pairs else f"{protocol.length} tokens of attacks.protocol"
         raise UsageError(
-            f"arms.{context.arm_name}.matched_loss: no attack_search document has the {asked} ({num_short} are "
-            "shorter); give data.fractions.attack_search more, or ask for less"
+            f"arms.{context.arm_name}.matched_loss: no attack_test document has the {asked} ({num_short} are "
+            "shorter); give data.fractions.attack_test more, or ask for less"
         )
     ids_BL = torch.from_numpy(np.stack([window.tokens for window in windows]))
     batch = context.experiment.attacks.batch_documents
