@@ -93,7 +93,9 @@ def run(
     out: OutOption = Path("runs"),
     overrides: SetOption = [],  # noqa: B006
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Run this stage alone, or one arm's part, such as hotflip.ARM.")
+    ] = None,
     max_epochs_per_run: Annotated[
         str | None, typer.Option(metavar="X", help="Stop after X epochs of training in this process (0.5, 1/3).")
     ] = None,

@@ -122,6 +122,14 @@ def test_fresh_sets_aside_and_repeats(finished: Path, tmp_path: Path) -> None:
     assert differences(finished, out) == []
 
 
+def test_one_arms_part_of_a_stage_is_repeated_alone(finished: Path, tmp_path: Path) -> None:
+    out = _copy(finished, tmp_path)
+    assert run(out, "--only", "evaluate.baseline", "--fresh").returncode == 0
+    aside = [path.name for path in (out / RUN / "records").glob("*.set-aside-1")]
+    assert aside == ["evaluate.baseline.json.set-aside-1"]
+    assert differences(finished, out) == []
+
+
 def test_a_second_process_on_the_same_node_is_told_who_holds_it(tmp_path: Path) -> None:
     first = subprocess.Popen(
         [sys.executable, "-m", "isotone", "run", "pocket-quick", "--out", tmp_path, *SHORT],

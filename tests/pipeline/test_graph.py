@@ -175,6 +175,17 @@ def test_an_unknown_stage_is_refused_with_the_known_ones() -> None:
         Graph(_experiment()).find_stage("train")
 
 
+def test_one_node_is_found_by_the_name_that_logs_give_it() -> None:
+    graph = Graph(_experiment())
+    assert graph.find_nodes("hotflip.monotonic") == [Node("hotflip", "monotonic")]
+    assert graph.find_nodes("hotflip") == [Node("hotflip", "baseline"), Node("hotflip", "monotonic")]
+    assert graph.find_nodes("2") == [Node("train", "baseline")]
+    with pytest.raises(UsageError, match=r"no 'hotflip\.monotone'; this experiment has: hotflip\.baseline, hotflip\.m"):
+        graph.find_nodes("hotflip.monotone")
+    with pytest.raises(UsageError, match=r"no stage 'flip\.baseline'.*6 hotflip"):
+        graph.find_nodes("flip.baseline")
+
+
 def test_which_documents_are_taken_is_in_the_slice_of_all_that_measure_them() -> None:
     """The packed data are the same for every data.shuffle_seed; those of other documents must not pass for them."""
     first = Experiment(name="x", attacks=Attacks(transfer=True))

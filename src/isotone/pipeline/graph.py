@@ -135,6 +135,20 @@ class Graph:
         known = ", ".join(f"{number} {name}" for name, number in self.stages.items())
         raise UsageError(f"there is no stage {text!r}; this experiment has: {known}")
 
+    def find_nodes(self, text: str) -> list[Node]:
+        """Return the nodes of the stage that a name or number means, or the one node of that name, as logs give it.
+
+        Raises:
+            UsageError: no such stage or node; lists what there is.
+        """
+        if named := [node for node in self.nodes if str(node) == text]:
+            return named
+        kind, dot, _ = text.partition(".")
+        if dot and (alike := [str(node) for node in self.nodes if node.kind == kind]):
+            raise UsageError(f"there is no {text!r}; this experiment has: {', '.join(alike)}")
+        stage = self.find_stage(text)
+        return [node for node in self.nodes if self.stage_of(node) == stage]
+
     def _add(self, node: Node, *before: Node) -> None:
         self.needs[node] = tuple(dict.fromkeys((Node("setup"), *before)))
 

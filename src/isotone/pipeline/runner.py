@@ -143,8 +143,7 @@ def _chosen(graph: Graph, request: Request) -> list[Node]:
     if request.only and request.until:
         raise UsageError("give either --only or --until, not both")
     if request.only:
-        stage = graph.find_stage(request.only)
-        return [node for node in graph.nodes if graph.stage_of(node) == stage]
+        return graph.find_nodes(request.only)
     if request.until:
         last = graph.stages[graph.find_stage(request.until)]
         return [node for node in graph.nodes if graph.stage_number(node) <= last]
@@ -176,10 +175,11 @@ def _is_complete(context: Context) -> bool:
     if now.state == "complete":
         return True
     if now.state == "stale" and context.node.kind not in DERIVED:
+        alone = str(context.node) if context.node.kind in MEASURES else context.graph.stage_of(context.node)
         raise (UsageError if now.by_config else BlockedError)(
             f"{context.node} is complete for another configuration or input ({now.reason}); "
             f"undo the change, choose another --out or name, or set the old result aside: "
-            f"isotone run … --only {context.graph.stage_of(context.node)} --fresh"
+            f"isotone run … --only {alone} --fresh"
         )
     return False
 
