@@ -44,6 +44,6 @@ all)
     "$VENV/bin/ruff" check
     "$VENV/bin/ruff" format --check
     "$VENV/bin/mypy"
-    run_pytest "$@"
+    run_pytest --durations=50 --durations-min=5 "$@"
     ;;
 esac
