@@ -117,6 +117,10 @@ def test_a_constraint_is_named_or_given_in_full() -> None:
     ("given", "message"),
     [
         ({"parametrization": "projection", "initialization": "shift", "calibrate": True}, "calibrate: shift starts"),
+        (
+            {"parametrization": "projection", "initialization": "rotated_nnls", "calibrate": True},
+            "rotated_nnls has means",
+        ),
         ({"recipe": "published", "anneal": 0.5}, "anneal: recipe published has none"),
         ({"recipe": "published", "step": "matched"}, "step: recipe published has none"),
         ({"recipe": "published_bf16", "calibrate": True}, "calibrate: recipe published_bf16 has none"),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from isotone.config import Arm, ArmTraining, Constraint, Distill, Experiment, Training
 from isotone.config_io import dump_yaml, list_presets, load_experiment
@@ -133,3 +134,12 @@ def test_a_run_is_resolved_with_what_its_recipes_add(rich: None, tmp_path: Path)
     assert load_experiment(str(run.config)) == resolved
     assert resolve(given, run) == resolved
     assert "blocks: 0.3" in dump_yaml(resolved)
+
+
+def test_a_start_in_another_basis_distils_no_states_after_blocks() -> None:
+    given = Constraint(parametrization="projection", initialization="rotated_nnls")
+    blocks = Training(distill=Distill(blocks=0.5))
+    with pytest.raises(ValidationError, match=r"arms\.monotonic\.training\.distill\.blocks: rotated_nnls puts"):
+        experiment(blocks, constraint=given)
+    own = experiment(blocks, constraint=given, training=ArmTraining(distill=Distill(logits=0.5)))
+    assert own.arms["monotonic"].constraint == given

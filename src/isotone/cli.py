@@ -379,7 +379,8 @@ def constrain(
     layers: Annotated[str | None, typer.Option(help="Only in these blocks: 0,2 or first:N, last:N, A:B.")] = None,
     activation: Annotated[str | None, typer.Option(help="In the place of the model's: relu, monotone_gelu.")] = None,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="DOCUMENTS", help="Text that nnls and calibrated_shift are fitted on.")
+        Path | None,
+        typer.Option(metavar="DOCUMENTS", help="Text that a start is fitted on."),
     ] = None,
     calibration_rows: Annotated[int, typer.Option(min=1, help="Rows of 512 tokens of it, at most.")] = 64,
     calibrate: Annotated[

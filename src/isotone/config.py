@@ -10,12 +10,12 @@ from isotone.cluster import Cluster
 from isotone.config_family import declared_variant, why_never_measured
 from isotone.config_sweep import axis_problem
 from isotone.config_types import Count, NonNegative, Number, Part, Positive, Share
-from isotone.constraint.recipes import CALIBRATED_SHIFT_REFUSED, FIXED
+from isotone.constraint.recipes import CALIBRATION_REFUSED, FIXED, ROTATED
 from isotone.data.fractions import DEFAULT_FRACTIONS, SPLITS, USES
 
 Scope = Literal["mlp_in", "mlp_both", "mlp_in_attn_out", "gated_updown", "gated_all"]
 Parametrization = Literal["softplus", "scaled_softplus", "square", "magnitude", "projection", "sign_frozen"]
-Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged"]
+Initialization = Literal["absolute", "relu", "shift", "calibrated_shift", "nnls", "rotated_nnls", "unchanged"]
 Recipe = Literal["published", "published_bf16", "recommended"]
 Activation = Literal["relu", "monotone_gelu"]
 Layers = (
@@ -196,7 +196,7 @@ class Constraint(Part):
     enforce: bool = True
     """False (a control): only the start; the weights are then trained like any others and may become negative."""
     calibration_rows: Count = 64
-    """Training rows that ``calibrated_shift``, ``nnls`` and ``calibrate`` are fitted on."""
+    """Training rows that ``calibrated_shift``, ``nnls``, ``rotated_nnls`` and ``calibrate`` are fitted on."""
     calibrate: bool = False
     """After the start, match mean and variance of every unit and output to the original's, on calibration rows."""
     step: Literal["raw", "matched"] = "raw"
@@ -215,8 +215,8 @@ class Constraint(Part):
                 raise ValueError("enforce: false leaves nothing of anneal; leave one of them out")
         elif self.recipe is None and (self.parametrization is None or self.initialization is None):
             raise ValueError("give either recipe, or both parametrization and initialization")
-        if self.calibrate and self.initialization == "shift":
-            raise ValueError(CALIBRATED_SHIFT_REFUSED)
+        if self.calibrate and self.initialization in CALIBRATION_REFUSED:
+            raise ValueError(CALIBRATION_REFUSED[self.initialization])
         if self.recipe in FIXED:
             for key in ("anneal", "step", "calibrate"):
                 if getattr(self, key) != type(self).model_fields[key].default:
@@ -760,6 +760,12 @@ class Experiment(Part):
                 )
             if not arm.train and arm.constraint and arm.constraint.anneal is not None:
                 raise ValueError(f"arms.{name}.constraint.anneal: comes with training; the arm has train: false")
+            rotated = arm.constraint is not None and arm.constraint.initialization == ROTATED
+            if rotated and self.training_of(name).distill.blocks > 0:
+                raise ValueError(
+                    f"arms.{name}.training.distill.blocks: {ROTATED} puts the states after blocks into another basis "
+                    "than those of the model that is distilled; distil logits alone, or start from nnls"
+                )
             if arm.matched_loss:
                 self._require_matchable(name, arm, arm.matched_loss)
             if self.training_of(name).precision == "pure_bf16" and (

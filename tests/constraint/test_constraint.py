@@ -54,7 +54,7 @@ def test_every_architecture_goes_through_constrain_steps_fold_export_reload(name
 
 @pytest.mark.parametrize(("parametrization", "initialization"), sorted(ALLOWED_PAIRS))
 def test_every_allowed_pair_holds_through_steps(parametrization: str, initialization: str) -> None:
-    model = tiny_model("gpt_neox")
+    model = tiny_model("arcee" if initialization == "rotated_nnls" else "gpt_neox")  # LayerNorm has shift for that
     constraint = constrain(
         model, "mlp_both", parametrization, initialization, calibration_rows_NL=tokens(6), will_train=True
     )
@@ -73,7 +73,7 @@ def test_pairs_that_do_not_fit_are_refused_with_the_reason(parametrization: str,
     model = tiny_model("gpt_neox")
     if (parametrization, initialization) in ALLOWED_PAIRS:
         return
-    fitting = "magnitude, projection" if initialization in ("relu", "nnls") else ".*"
+    fitting = "magnitude, projection" if initialization in ("relu", "nnls", "rotated_nnls") else ".*"
     fitting = "sign_frozen" if initialization == "unchanged" else fitting
     with pytest.raises(UsageError, match=f"with {initialization} use one of {fitting} as parametrization"):
         constrain(model, "mlp_both", parametrization, initialization)
@@ -82,7 +82,7 @@ def test_pairs_that_do_not_fit_are_refused_with_the_reason(parametrization: str,
 def test_forbidden_pairs_are_those_of_the_documents() -> None:
     refused = {(p, i) for p in PARAMETRIZATIONS for i in INITIALIZATIONS} - ALLOWED_PAIRS
     frozen = {("sign_frozen", i) for i in INITIALIZATIONS} | {(p, "unchanged") for p in PARAMETRIZATIONS}
-    sparse = {(p, i) for p in ("softplus", "scaled_softplus", "square") for i in ("relu", "nnls")}
+    sparse = {(p, i) for p in ("softplus", "scaled_softplus", "square") for i in ("relu", "nnls", "rotated_nnls")}
     assert refused - frozen == sparse
     assert frozen - refused == {("sign_frozen", "unchanged")}
 

@@ -48,9 +48,16 @@ def start(model: Any, initialization: str, journal: Journal, calibrate: bool = F
     )
 
 
-@pytest.mark.parametrize("name", ["arcee", "llama", "gpt2", "t5"])
+STARTS = [("nnls", False), ("nnls", True), ("calibrated_shift", False), ("absolute", True)]
+
+
 @pytest.mark.parametrize(
-    ("initialization", "calibrate"), [("nnls", False), ("nnls", True), ("calibrated_shift", False), ("absolute", True)]
+    ("name", "initialization", "calibrate"),
+    [
+        *((name, *made) for name in ("arcee", "llama", "gpt2", "t5") for made in STARTS),
+        ("arcee", "rotated_nnls", False),
+        ("llama", "rotated_nnls", False),
+    ],
 )
 def test_a_start_that_is_left_again_and_again_ends_with_the_same_bits(
     name: str, initialization: str, calibrate: bool, tmp_path: Path

@@ -30,8 +30,9 @@ from isotone.constraint.parametrization import (
     Projection,
     Scale,
 )
-from isotone.constraint.recipes import CALIBRATED_SHIFT_REFUSED
+from isotone.constraint.recipes import CALIBRATION_REFUSED, ROTATED
 from isotone.constraint.replacement import replace_activation
+from isotone.constraint.rotation import rotate
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
 from isotone.pairs import PairLayout
@@ -56,7 +57,8 @@ class Constraint:
         layers: indices of the blocks in which they are constrained; None: in all.
         step: ``raw``, or ``matched``: masters move so that weights move as far as they would under ``projection``.
         anneal: share of all steps in which the constraint comes, as W = W⁺ − λW⁻ with λ from 1 to 0; None: at once.
-        fits: how well ``nnls`` fitted each module, by its full path; empty after other starts, and when restored.
+        fits: how well ``nnls`` or ``rotated_nnls`` fitted each module, by its full path; empty after other starts, and
+            when restored.
     """
 
     def __init__(
@@ -278,7 +280,7 @@ def constrain(
         parametrization: how a weight is kept non-negative.
         initialization: where the constrained weights start.
         generator: draws the random tokens on which ``shift`` is verified; keyed by 0 unless given.
-        calibration_rows_NL: token ids that ``calibrated_shift`` and ``nnls`` are fitted on.
+        calibration_rows_NL: token ids that ``calibrated_shift``, ``nnls`` and ``rotated_nnls`` are fitted on.
         pairs: how these rows lie, where the model is an encoder-decoder.
         master_dtype: dtype of V; fp32, or the weights' own if wider, unless given (``published_bf16`` gives bf16).
         will_train: whether training follows; ``shift`` then refuses a model with dropout.
@@ -298,8 +300,8 @@ def constrain(
             that does not meet the conditions of the initialization. The model is then as it was.
     """
     require_pair(parametrization, initialization, anneal)
-    if calibrate and initialization == "shift":
-        raise UsageError(f"constraint.{CALIBRATED_SHIFT_REFUSED}")
+    if calibrate and initialization in CALIBRATION_REFUSED:
+        raise UsageError(f"constraint.{CALIBRATION_REFUSED[initialization]}")
     if step not in STEPS:
         raise UsageError(f"constraint.step: {step!r} is unknown; allowed: {', '.join(STEPS)}")
     projections_of(architecture_of_model(model), scope)
@@ -316,8 +318,9 @@ def constrain(
             shift(model, networks, modules, margin_for(parametrization), will_train, generator)
         elif initialization in FITTED and not weights_follow:
             rows_NL = require_enough(calibration_rows_NL, modules, initialization, pairs)
-            if initialization == "nnls":
-                fits = nnls(model, networks, modules, rows_NL, pairs, journal)
+            if initialization in ("nnls", ROTATED):
+                basis = rotate(model, networks, modules, rows_NL, generator) if initialization == ROTATED else None
+                fits = nnls(model, networks, modules, rows_NL, pairs, journal, basis)
             else:
                 calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs, journal)
         elif initialization != "unchanged":

@@ -1,21 +1,27 @@
 """Where constrained weights start, and which starts a parametrization can express.
 
-``absolute`` and ``relu`` look at one matrix; ``shift``, ``calibrated_shift`` and ``nnls`` look at the whole model (see
-their modules); ``unchanged`` leaves everything as it is, for the control ``sign_frozen``.
+``absolute`` and ``relu`` look at one matrix; ``shift``, ``calibrated_shift``, ``nnls`` and ``rotated_nnls`` look at the
+whole model (see their modules; rotation.py for the last); ``unchanged`` leaves everything as it is, for the control
+``sign_frozen``.
 """
 
 from torch import Tensor
 
 from isotone.constraint.parametrization import FLOOR, PARAMETRIZATIONS
+from isotone.constraint.recipes import ROTATED
 from isotone.errors import UsageError
 
-INITIALIZATIONS = ("absolute", "relu", "shift", "calibrated_shift", "nnls", "unchanged")
+INITIALIZATIONS = ("absolute", "relu", "shift", "calibrated_shift", "nnls", ROTATED, "unchanged")
 """Names of the initializations."""
 
-FITTED = ("calibrated_shift", "nnls")
+FITTED = ("calibrated_shift", "nnls", ROTATED)
 """Those that are fitted on calibration text."""
 
-_SPARSE = {"relu": "sets about half of the weights to 0", "nnls": "sets most of the weights to 0"}
+_SPARSE = {
+    "relu": "sets about half of the weights to 0",
+    "nnls": "sets most of the weights to 0",
+    ROTATED: "sets most of the weights to 0",
+}
 
 MARGIN = 0.1
 """Smallest shifted weight, in standard deviations of the matrix, where the parametrization cannot move or reach 0."""

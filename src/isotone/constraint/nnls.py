@@ -26,6 +26,7 @@ from isotone.constraint.calibration import read
 from isotone.constraint.feed_forward import FeedForward, affine, bias_of, matrix
 from isotone.constraint.journal import Journal
 from isotone.constraint.pivoting import pivot
+from isotone.constraint.rotation import PENALTY, Basis
 from isotone.pairs import PairLayout
 
 TOLERANCE = 1e-3
@@ -70,6 +71,7 @@ def nnls(
     rows_NL: Tensor,
     pairs: PairLayout | None = None,
     journal: Journal | None = None,
+    basis: Basis | None = None,
 ) -> dict[str, Fit]:
     """Fit the modules of ``constrained`` in place, and their biases; return how well, by full path.
 
@@ -82,6 +84,8 @@ def nnls(
         rows_NL: token ids of the calibration rows.
         pairs: the model is an encoder-decoder and the rows are laid out so.
         journal: keeps what is fitted, and brings it back.
+        basis: the stream's, where it was rotated: then networks are fitted to what the original makes of what is meant
+            to be read, and what they write where nothing reads counts less.
     """
     journal = journal or Journal()
     fits: dict[str, Fit] = {}
@@ -96,13 +100,14 @@ def nnls(
                 if (notes := journal.restore(by_name)) is not None:
                     fits |= {name: Fit(**note) for name, note in notes.items()}
                 else:
-                    products = {role: _Products(module) for role, module in fitted.items()}
+                    products = {role: _Products(module, _unread(role, basis)) for role, module in fitted.items()}
                     for row_L in rows_NL:
                         journal.check()
                         found = read(model, row_L[None], {"up": network.up} | fitted, pairs)
                         inputs = {role: x_Tn for role, (x_Tn, _) in found.items()}
+                        meant = inputs if basis is None else {**inputs, **_as_meant(inputs, basis)}
                         for role, sums in products.items():
-                            sums.add(inputs[role], target_of(original, role, inputs))
+                            sums.add(inputs[role], target_of(original, role, meant))
                     made = {network.names[r]: sums.fit(fitted[r], journal.check) for r, sums in products.items()}
                     journal.keep(by_name, {name: asdict(fit) for name, fit in made.items()})
                     fits |= made
@@ -121,10 +126,22 @@ def target_of(original: FeedForward, role: str, inputs: Mapping[str, Tensor]) ->
     return affine(getattr(original, role), inputs[role])
 
 
+def _as_meant(inputs: Mapping[str, Tensor], basis: Basis) -> dict[str, Tensor]:
+    """Return what projections behind a norm would read if nothing were written where nothing reads, by role."""
+    return {role: basis.without_unread(inputs[role]) for role in ("gate", "up") if role in inputs}
+
+
+def _unread(role: str, basis: Basis | None) -> Tensor | None:
+    """Return the direction along which errors of a module count less, scaled to what they count less."""
+    writes = role in ("down", "attention_out")
+    return basis.unread_d * (1 - PENALTY) ** 0.5 if basis is not None and writes else None
+
+
 class _Products:
     """Sums over tokens of everything that a least-squares problem depends on, in fp64."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, light_m: Tensor | None = None):
+        """Begin for a module; ``light_m`` is as in ``solve``."""
         m, n = matrix(module).shape
 
         def zeros(*shape: int) -> Tensor:
@@ -133,6 +150,7 @@ class _Products:
         self.count = 0
         self.x_n, self.y_m, self.yy_m = zeros(n), zeros(m), zeros(m)
         self.xx_nn, self.yx_mn = zeros(n, n), zeros(m, n)
+        self.light_m, self.light_yy = light_m, zeros()
 
     def add(self, x_Tn: Tensor, y_Tm: Tensor) -> None:
         x_Tn, y_Tm = x_Tn.double(), y_Tm.double()
@@ -142,6 +160,8 @@ class _Products:
         self.yy_m += y_Tm.square().sum(0)
         self.xx_nn.addmm_(x_Tn.T, x_Tn)
         self.yx_mn.addmm_(y_Tm.T, x_Tn)
+        if self.light_m is not None:
+            self.light_yy += (y_Tm @ self.light_m).square().sum()
 
     def fit(self, module: nn.Module, check: Callable[[], None]) -> Fit:
         """Write the best non-negative matrix, and its intercept, into a module."""
@@ -152,20 +172,37 @@ class _Products:
             gram_nn = gram_nn - torch.outer(x_n, x_n)
             cross_mn = cross_mn - torch.outer(y_m, x_n)
             size_m = size_m - y_m.square()
-        w, kkt, sweeps = solve(gram_nn, cross_mn, size_m, w_mn.double().clamp_min(0), check)
+        w, kkt, sweeps = solve(gram_nn, cross_mn, size_m, w_mn.double().clamp_min(0), check, self.light_m)
         w_mn.copy_(w)
         w = w_mn.double()  # as it is stored
         if bias_m is not None:
             bias_m.copy_(y_m - w @ x_n)
-        left_m = size_m - 2 * (w * cross_mn).sum(1) + (w @ gram_nn * w).sum(1)
-        residual = float(left_m.sum() / size_m.sum().clamp_min(torch.finfo(torch.float64).tiny))
+        left = (size_m - 2 * (w * cross_mn).sum(1) + (w @ gram_nn * w).sum(1)).sum()
+        size = size_m.sum()
+        if self.light_m is not None:
+            size_light = self.light_yy / self.count
+            if bias_m is not None:
+                size_light = size_light - (self.light_m @ y_m).square()
+            w_n = self.light_m @ w
+            left = left - (size_light - 2 * (self.light_m @ cross_mn) @ w_n + w_n @ gram_nn @ w_n)
+            size = size - size_light
+        residual = float(left / size.clamp_min(torch.finfo(torch.float64).tiny))
         return Fit(max(residual, 0.0), kkt, sweeps, float((w == 0).double().mean()))
 
 
 def solve(
-    gram_nn: Tensor, cross_mn: Tensor, size_m: Tensor, start_mn: Tensor, check: Callable[[], None] = lambda: None
+    gram_nn: Tensor,
+    cross_mn: Tensor,
+    size_m: Tensor,
+    start_mn: Tensor,
+    check: Callable[[], None] = lambda: None,
+    light_m: Tensor | None = None,
 ) -> tuple[Tensor, float, int]:
-    """Return argmin ½ tr(W G Wᵀ) − tr(W Cᵀ) over W ≥ 0, how far it is from optimal, and the sweeps it took.
+    """Return argmin ½ tr(M(W G Wᵀ − 2W Cᵀ)) over W ≥ 0, how far it is from optimal, and the sweeps it took.
+
+    M = I − f fᵀ, f being ``light_m``: errors along f count 1 − ‖f‖². Without it all count alike, M = I, and every
+    output is a problem of its own. With it outputs are coupled; a coordinate's step takes I for M's curvature, which is
+    never less, so that no step goes up.
 
     Coordinates are minimized one after another, for all outputs at once (Franc, Hlaváč & Navara 2005); the gradient is
     brought up to date by blocks, so that almost all of the work is matrix products. It can take hundreds of sweeps
@@ -178,19 +215,20 @@ def solve(
         size_m: E[y²] of each output, by which its correlations are measured.
         start_mn: a non-negative start.
         check: called before each sweep and pivot; raises to leave.
+        light_m: the direction f of the outputs, shorter than 1; None: there is none.
     """
     n, tiny = len(gram_nn), torch.finfo(gram_nn.dtype).tiny
     gram_nn = gram_nn + torch.eye(n, dtype=gram_nn.dtype, device=gram_nn.device) * (_RIDGE * gram_nn.diagonal().mean())
     curvature_n = gram_nn.diagonal().clamp_min(tiny)
     unit_nm = (curvature_n[:, None] * size_m.clamp_min(tiny)).sqrt()
     w_nm, cross_nm = start_mn.T.contiguous(), cross_mn.T.contiguous()
-    failed = False
+    failed = light_m is not None  # pivots solve for one output alone
     for sweep in range(1, MAX_SWEEPS + 1):
         check()
         for first in range(0, n, _BLOCK):
-            _sweep_block(w_nm, gram_nn, cross_nm, curvature_n, slice(first, min(first + _BLOCK, n)))
+            _sweep_block(w_nm, gram_nn, cross_nm, curvature_n, slice(first, min(first + _BLOCK, n)), light_m)
         if sweep % _SWEEPS_BETWEEN_CHECKS == 0 or sweep == MAX_SWEEPS:
-            open_k = (_missed(w_nm, gram_nn, cross_nm, unit_nm) > TOLERANCE).nonzero().flatten()
+            open_k = (_missed(w_nm, gram_nn, cross_nm, unit_nm, light_m) > TOLERANCE).nonzero().flatten()
             due = sweep == MAX_SWEEPS or sweep * 2 * w_nm.numel() * n >= _cost_of_pivots(w_nm[:, open_k])
             if due and not failed:
                 for k in open_k.tolist():
@@ -201,12 +239,12 @@ def solve(
                     break
             elif len(open_k) == 0:
                 break
-    return w_nm.T, float(_missed(w_nm, gram_nn, cross_nm, unit_nm).max()), sweep
+    return w_nm.T, float(_missed(w_nm, gram_nn, cross_nm, unit_nm, light_m).max()), sweep
 
 
-def _missed(w_nm: Tensor, gram_nn: Tensor, cross_nm: Tensor, unit_nm: Tensor) -> Tensor:
+def _missed(w_nm: Tensor, gram_nn: Tensor, cross_nm: Tensor, unit_nm: Tensor, light_m: Tensor | None = None) -> Tensor:
     """Return by how much each output misses the conditions of optimality."""
-    slope_nm = gram_nn @ w_nm - cross_nm
+    slope_nm = _lighter(gram_nn @ w_nm - cross_nm, light_m)
     return (torch.where(w_nm > 0, slope_nm, slope_nm.clamp_max(0)).abs() / unit_nm).amax(0)
 
 
@@ -216,11 +254,23 @@ def _cost_of_pivots(w_nk: Tensor) -> float:
     return _PIVOTS * float((free_k**3 / 3 + 4 * free_k * len(w_nk) + _OVERHEAD).sum())
 
 
-def _sweep_block(w_nm: Tensor, gram_nn: Tensor, cross_nm: Tensor, curvature_n: Tensor, block: slice) -> None:
+def _lighter(slope_nm: Tensor, light_m: Tensor | None) -> Tensor:
+    """Return slopes times M, (…, m)."""
+    return slope_nm if light_m is None else slope_nm - (slope_nm @ light_m)[..., None] * light_m
+
+
+def _sweep_block(
+    w_nm: Tensor,
+    gram_nn: Tensor,
+    cross_nm: Tensor,
+    curvature_n: Tensor,
+    block: slice,
+    light_m: Tensor | None = None,
+) -> None:
     """Minimize over the coordinates of a block in turn, in place."""
     rows_bm, gram_bb = w_nm[block], gram_nn[block, block]
     slope_bm = gram_nn[block] @ w_nm - cross_nm[block]
     for j, row_m in enumerate(rows_bm):
-        moved_m = (row_m - slope_bm[j] / curvature_n[block][j]).clamp_min_(0).sub_(row_m)
+        moved_m = (row_m - _lighter(slope_bm[j], light_m) / curvature_n[block][j]).clamp_min_(0).sub_(row_m)
         row_m += moved_m
         slope_bm[j + 1 :].addr_(gram_bb[j, j + 1 :], moved_m)

@@ -56,6 +56,18 @@ CALIBRATED_SHIFT_REFUSED = (
 )
 """Why an exact start is not calibrated, with the key."""
 
+CALIBRATED_ROTATION_REFUSED = (
+    "calibrate: rotated_nnls has means and variances fitted already, in a basis of its own, in which those of the "
+    "original mean nothing; leave calibrate out, or give another initialization"
+)
+"""The same of a rotated start."""
+
+ROTATED = "rotated_nnls"
+"""The initialization that brings the whole model into another basis of its residual stream."""
+
+CALIBRATION_REFUSED = {"shift": CALIBRATED_SHIFT_REFUSED, ROTATED: CALIBRATED_ROTATION_REFUSED}
+"""Initializations that are not calibrated, and why."""
+
 
 def resolve_recipe(name: str, norm_kind: NormKind) -> Recipe:
     """Return what a recipe's name means for a model whose feed-forward networks follow this kind of norm.

@@ -10,7 +10,7 @@ parametrization needs one. Shapes: h hidden units, d width of the stream; all ar
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ def _shift_all(
 ) -> None:
     for network, norm in zip(networks, norms, strict=True):
         if network.names["up"] in constrained:
-            _shift_reader(network.up, norm if norm.one_sign else _fold_gain(model, norm), margin)
+            _shift_reader(network.up, norm if norm.one_sign else fold_gain(model, norm, _refusal), margin)
     for writer in writers:
         _shift_writer(writer, margin)
 
@@ -148,10 +148,13 @@ def _touched(model: PreTrainedModel, norms: Sequence[Norm], constrained: dict[st
     return list({id(p): p for m in modules for p in m.parameters(recurse=False)}.values())
 
 
-def _fold_gain(model: PreTrainedModel, norm: Norm) -> Norm:
+def fold_gain(model: PreTrainedModel, norm: Norm, refusal: Callable[[str], str]) -> Norm:
     """Move γ from a norm into all its readers: W ← W diag(γ), β ← β/γ, γ ← 1.
 
     Where γ_i = 0 the input is the constant β_i, which goes into the readers' biases.
+
+    Raises:
+        UsageError: one of them has none; ``refusal`` makes the sentence.
     """
     gain, offset = (t.to(model.device) for t in (norm.gain, norm.offset))
     constant = torch.where(gain == 0, offset, 0)
@@ -162,12 +165,17 @@ def _fold_gain(model: PreTrainedModel, norm: Norm) -> Norm:
         if bias is not None:
             bias.copy_(bias.double() + w.double() @ constant)
         elif bool(constant.any()):
-            raise UsageError(_refusal(f"a gain of {norm.name} is 0 and {name} has no bias to take up what it leaves"))
+            raise UsageError(refusal(f"a gain of {norm.name} is 0 and {name} has no bias to take up what it leaves"))
         w.copy_(w.double() * gain)
-    norm.module.weight.fill_(0.0 if norm.one_plus_weight else 1.0)  # type: ignore[operator, union-attr]
-    if norm.module.bias is not None:
+    set_gain(norm, torch.ones_like(gain))
+    if getattr(norm.module, "bias", None) is not None:
         norm.module.bias.copy_(kept)  # type: ignore[operator, union-attr]
     return dataclasses.replace(norm, gain=torch.ones_like(norm.gain), offset=kept.cpu())
+
+
+def set_gain(norm: Norm, gain_d: Tensor) -> None:
+    """Give a norm another gain, as it stores it; what reads it is not changed."""
+    norm.module.weight.copy_(gain_d - float(norm.one_plus_weight))  # type: ignore[operator, union-attr]
 
 
 def _shift_reader(module: nn.Module, norm: Norm, margin: float) -> None:

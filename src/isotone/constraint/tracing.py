@@ -54,6 +54,19 @@ def trace_norms(model: PreTrainedModel, networks: Sequence[FeedForward], tokens_
     return [_norm_before(trace, network) for network in networks]
 
 
+def trace_norms_that_are_read(model: PreTrainedModel, width: int, tokens_BT: Tensor) -> list[Norm]:
+    """Return every norm of this width that a projection reads directly, in the order of the computation."""
+    trace = _Trace()
+    with trace.recording(model):
+        in_eval_mode(model, lambda: probe_logits(model, tokens_BT))
+    found = (
+        _read_norm(name, module, stream, tuple(trace.readers[address]))
+        for address, (name, module, stream) in trace.producers.items()
+        if trace.readers[address] and stream.shape[-1] == width
+    )
+    return [norm for norm in found if norm is not None]
+
+
 class _Trace:
     """First producer of each storage, and readers of it, in one forward pass."""
 
