@@ -22,8 +22,8 @@ ROTATABLE = ("arcee", "llama", "mistral", "qwen2")
 
 def model_of(name: str, **changes: Any) -> Any:
     """Return a tiny model with an output embedding of its own, and biases where it can have them."""
-    biases = {"arcee": {"mlp_bias": True}, "llama": {"mlp_bias": True, "attention_bias": True}}.get(name, {})
-    return tiny_model(name, tie_word_embeddings=False, **biases, **changes)
+    biases: dict[str, Any] = {"arcee": {"mlp_bias": True}, "llama": {"mlp_bias": True, "attention_bias": True}}
+    return tiny_model(name, tie_word_embeddings=False, **biases.get(name, {}), **changes)
 
 
 def without(model: Any, *coordinates: int) -> Any:
