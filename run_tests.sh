@@ -25,7 +25,7 @@ export OMP_NUM_THREADS=1
 workers=${TEST_WORKERS:-$("$VENV/bin/python" -c 'import os; print(min(4, os.cpu_count() or 1))')}
 
 run_pytest() {
-    "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile "$@"
+    "$VENV/bin/python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
 }
 
 case "$mode" in

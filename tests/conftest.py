@@ -17,6 +17,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest: files are handed out in this order, and those of Slurm, which mostly wait, last longest."""
+    first = ("test_slurm.py", "test_slurm_sweep.py")
+    items.sort(key=lambda item: (item.path.name not in first, item.get_closest_marker("integration") is None))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if os.environ.get("CI") == "true" and (skipped := terminalreporter.stats.get("skipped")):
         terminalreporter.section("skipped tests fail under CI=true")

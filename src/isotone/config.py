@@ -801,6 +801,10 @@ class Experiment(Part):
 
     @model_validator(mode="after")
     def _sweep_has_axes_of_its_arms(self) -> "Experiment":
+        if self.sweep and not ("baseline" in self.arms and self.arms["baseline"].train):
+            raise ValueError(
+                "sweep: points are compared with the baseline's, which is searched as well; give arms.baseline, trained"
+            )
         for name, axes in (self.sweep.arms if self.sweep else {}).items():
             if name not in self.arms:
                 raise ValueError(f"sweep.arms.{name}: there is no such arm; allowed: {', '.join(self.arms)}")

@@ -22,6 +22,10 @@ class UsageError(IsotoneError):
     exit_code = 2
 
 
+class UnwritableError(UsageError):
+    """A folder cannot be written to: another one can, and so may this one be later."""
+
+
 class DivergedError(IsotoneError):
     """A training's loss or gradient is not finite: another attempt, in the same bits, ends in the same way."""
 

@@ -14,6 +14,9 @@ AttackKey = tuple[str, str]
 WORST: AttackKey = ("ensemble", "worst_case")
 """The rows of ``isotone.attacks.ensemble``, which is imported where it is used: the package of attacks brings torch."""
 
+EXCHANGED = "exchanged"
+"""What the rows of ``isotone.attacks.exchange`` call themselves, and their log."""
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from isotone.errors import DiskFullError, IsotoneError, UsageError
+from isotone.errors import DiskFullError, IsotoneError, UnwritableError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -465,7 +465,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
                 f"no space left while writing {path}; what stood before is intact: free space and run again"
             ) from error
         if error.errno in _READ_ONLY | _NO_FOLDER:
-            raise UsageError(
+            raise UnwritableError(
                 f"{path} cannot be written ({error.strerror}); choose another folder with --out"
             ) from error
         raise IsotoneError(f"{path} could not be written ({error.strerror}); what stood before is intact") from error

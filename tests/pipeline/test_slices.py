@@ -65,6 +65,26 @@ def test_a_control_depends_on_what_it_is_made_with(node: str, change: dict[str, 
     assert (before != after) == changes
 
 
+@pytest.mark.parametrize("node", ["match.cold", "triggers.baseline", "probe.baseline", "hotflip.baseline"])
+def test_of_pairs_the_number_of_flips_decides_which_are_attacked(node: str) -> None:
+    """A source needs as many tokens, so the first N pairs that are attacked, or matched on, are others."""
+    kind, arm = node.split(".")
+    arms = ARMS | {
+        "cold": {"start": "baseline", "train": False, "matched_loss": {"to": "monotonic", "by": "temperature"}}
+    }
+    found = []
+    for flips in (3, 4):
+        attacks = {"hotflip": {"flips": flips}, "probe": {"edits": 9}}
+        given = {"model": {"source": "pocket-t5"}, "data": {"source": "bible-pairs"}, "attacks": attacks}
+        found.append(_slices(_experiment(arms, **given))[Node(kind, arm)])
+    assert found[0] != found[1]
+
+
+def test_what_was_matched_on_search_documents_is_stale() -> None:
+    node = Node("match", "matched_noise")
+    assert _slices(_experiment(ARMS | CONTROLS))[node]["measured_on"] == "attack_test"
+
+
 def test_the_start_of_a_free_arm_and_the_scope_of_noise_are_part_of_it() -> None:
     wide, narrow = ARMS | CONTROLS, ARMS | CONTROLS
     narrow = narrow | {"monotonic": {"constraint": {"recipe": "published", "scope": "mlp_in"}}}

@@ -168,6 +168,16 @@ def test_equal_runs_give_equal_pages_without_time_or_host(run: Path, tmp_path: P
     assert "torch" in (run / "report.html").read_text()
 
 
+def test_attacked_texts_are_those_of_the_attacked_documents_and_not_of_search_documents(tmp_path: Path) -> None:
+    """The baseline's log of search documents has the same attack, variant and indices."""
+    run = write_run(tmp_path)
+    before = write_report(run).read_bytes()
+    log = run / "results" / "documents" / "hotflip.baseline.iterative.jsonl"
+    other = [{**row, "id": f"search/{row['index']}"} for row in records.JsonLines(log).read()]
+    records.JsonLines(log.with_name("hotflip.baseline.iterative_search.jsonl")).append(*other)
+    assert write_report(run).read_bytes() == before
+
+
 def test_hostile_text_of_documents_and_models_cannot_act(tmp_path: Path) -> None:
     evil = [
         "<script>alert(1)</script>",

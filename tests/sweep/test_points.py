@@ -124,6 +124,13 @@ def test_an_arm_that_is_made_from_another_cannot_be_swept(tiny: Tiny, tree: dict
         tiny(arms=arms, sweep={"arms": {"twin": {"training.lr": [1e-3]}}})
 
 
+@pytest.mark.parametrize("baseline", [{}, {"baseline": {"train": False}}])
+def test_without_a_baseline_that_is_trained_there_is_nothing_to_compare_with(tiny: Tiny, baseline: Any) -> None:
+    arms = baseline | {"free": {}}
+    with pytest.raises(UsageError, match=r"sweep: points are compared with the baseline's, .*; give arms\.baseline"):
+        tiny(arms=arms, evaluation={"split": "validation"}, sweep={"arms": {"free": {"training.lr": [1e-3]}}})
+
+
 def test_an_experiment_without_axes_says_how_to_give_them() -> None:
     with pytest.raises(UsageError, match=r"experiment pocket: sweep is missing; give axes, such as sweep: \{arms"):
         require_sweep(load_experiment("pocket"))

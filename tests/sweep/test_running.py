@@ -17,7 +17,7 @@ from isotone import records
 from isotone.config import Experiment
 from isotone.config_io import experiment_from_dict, load_experiment
 from isotone.data.packed import PackedData
-from isotone.errors import BlockedError, Stopped, UsageError
+from isotone.errors import BlockedError, Stopped, UnwritableError, UsageError
 from isotone.interruption import StopFlag
 from isotone.pipeline.graph import Node
 from isotone.pipeline.lease import lease
@@ -181,7 +181,14 @@ def test_a_training_that_fails_is_told_and_does_not_end_the_sweep(tiny: Tiny, tm
     assert found["chosen"].keys() == {"baseline", "monotonic"}
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: uncorrectable ECC error"), OSError(5, "Input/output")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: uncorrectable ECC error"),
+        OSError(5, "Input/output"),
+        UnwritableError("a checkpoint cannot be written (Read-only file system)"),
+    ],
+)
 def test_what_a_device_or_a_disk_did_to_a_point_is_no_end_and_nothing_is_chosen_until_it_was_tried_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -193,7 +200,7 @@ def test_what_a_device_or_a_disk_did_to_a_point_is_no_end_and_nothing_is_chosen_
 
     with monkeypatch.context() as broken_machine:
         broken_machine.setattr(Trainer, "_apply_gradients", broken)
-        with pytest.raises(type(error)):
+        with pytest.raises((type(error), BlockedError)):
             sweep(experiment, tmp_path)
     directory = SweepDirectory.of(tmp_path, "tiny")
     now = standing_of(directory, first, SEED)

@@ -15,9 +15,7 @@ from isotone.attacks.protocol import AttackProtocol, PrefixProtocol, Window
 from isotone.attacks.random_edits import editable_positions
 from isotone.attacks.running import replay
 from isotone.attacks.vocabulary import Vocabulary
-
-EXCHANGED = "exchanged"
-"""What the rows call themselves, and their log."""
+from isotone.evidence import EXCHANGED
 
 
 def exchange_contexts(

@@ -238,7 +238,7 @@ class SourceProtocol(AttackProtocol):
 
     A row has the same columns for every document; EOS and padding of the source are never edited. A side that is too
     long is cut: a source ends with EOS all the same, as a model always reads one, while a target does not end where it
-    is cut, so that its EOS is not scored.
+    is cut here. (Rows that were cut when they were packed end with EOS on both sides.)
 
     Attributes:
         source: columns of the source; its EOS takes one.

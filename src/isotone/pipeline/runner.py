@@ -175,7 +175,8 @@ def _is_complete(context: Context) -> bool:
     if now.state == "complete":
         return True
     if now.state == "stale" and context.node.kind not in DERIVED:
-        alone = str(context.node) if context.node.kind in MEASURES else context.graph.stage_of(context.node)
+        stage = context.graph.stage_of(context.node)
+        alone = str(context.node) if context.node.kind in (*MEASURES, stage) else stage
         raise (UsageError if now.by_config else BlockedError)(
             f"{context.node} is complete for another configuration or input ({now.reason}); "
             f"undo the change, choose another --out or name, or set the old result aside: "

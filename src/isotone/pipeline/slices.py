@@ -50,7 +50,9 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
                 **_matched(experiment, _arm(node)),
                 "start": _start(experiment, node),
                 "attacks": {k: v for k, v in _given(attacks).items() if k in _MATCHED_BY},
+                "measured_on": "attack_test",
                 "seed": seed,
+                **_usable_pairs(experiment),
                 **_documents(experiment),
                 **_machine(experiment),
             }
@@ -60,14 +62,16 @@ def config_slice(experiment: Experiment, seed: int, node: Node) -> dict[str, Any
         case "hotflip" | "triggers":
             other = (_OF_ONE_ATTACK - {node.kind}) | ({"budget_tokens"} if node.kind == "triggers" else set())
             chosen = {k: v for k, v in _given(attacks).items() if k not in other}
-            return {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
+            part = {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
+            return part if node.kind == "hotflip" else part | _usable_pairs(experiment)
         case kind if kind in FURTHER_ATTACKS:
             chosen = {k: v for k, v in _given(attacks).items() if k not in _OF_ONE_ATTACK - {kind}}
             part = {"attacks": chosen, "flips": attacks.hotflip.flips, "seed": seed}
             return {**part, **_documents(experiment), **_machine(experiment)}
         case "probe":
             chosen = {k: v for k, v in _given(attacks).items() if k in _PROBED}
-            return {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
+            part = {"attacks": chosen, "seed": seed, **_documents(experiment), **_machine(experiment)}
+            return part | _usable_pairs(experiment)
         case "transfer":
             replayed = {k: v for k, v in _given(attacks).items() if k not in _NOT_REPLAYED}
             return {"attacks": replayed, "seed": seed, **_documents(experiment), **_machine(experiment)}
@@ -118,6 +122,11 @@ def _arm(node: Node) -> str:
 def _start(experiment: Experiment, node: Node) -> dict[str, str]:
     start = experiment.arms[_arm(node)].start
     return {"arm": start} if start in NO_ARMS else {"arm": start, "checkpoint": experiment.attacks.checkpoint}
+
+
+def _usable_pairs(experiment: Experiment) -> dict[str, Any]:
+    """Return what decides which pairs are attacked beside the protocol: a source has as many tokens as are flipped."""
+    return {"flips": experiment.attacks.hotflip.flips} if experiment.attacks.protocol.source is not None else {}
 
 
 def _documents(experiment: Experiment) -> dict[str, Any]:

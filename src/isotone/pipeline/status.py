@@ -21,7 +21,7 @@ _ADVICE = {
     "partial": "run the same command again to continue",
     "waiting": "run the same command again to begin it",
     "failed": "mend the cause and run the same command again; it continues from what is saved",
-    "stale": "undo the change, or redo the stage with --only STAGE --fresh",
+    "stale": "undo the change, or redo it with --only NODE --fresh",
     "blocked": "bring what it needs to completion first",
 }
 

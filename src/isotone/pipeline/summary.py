@@ -11,6 +11,7 @@ from isotone import records
 from isotone.config import Experiment
 from isotone.environment import provenance
 from isotone.errors import BlockedError, UsageError
+from isotone.evidence import EXCHANGED
 from isotone.over_seeds import SeedFindings, build_summary, other_documents
 from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.record import SCHEMA, fingerprint
@@ -99,6 +100,7 @@ def _arm_findings(run: RunDirectory, final: FinalResults, arm: str, experiment: 
         attack_rows={name: _rows(run, Node(name, arm)) for name in result.attacks},
         certificate=result.certificate,
         transfer_rows=_rows(run, Node("transfer", arm)) if final.transfer else (),
+        exchanged_rows=_rows(run, Node("hotflip", arm), EXCHANGED),
         probe_rows=_rows(run, Node(PROBE, arm)) if arm in probed_arms(experiment) else (),
         training=result.training,
         matched_loss=result.matched_loss,

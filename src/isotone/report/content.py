@@ -80,7 +80,7 @@ def source_copied(final: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the sources score as they are, by measure, with their number ``n``; None where it is not known."""
     for found in final["arms"].values():
         for of_checkpoint in (found.get("evaluation") or {}).values():
-            if rouge := of_checkpoint.get("rouge"):
+            if (rouge := of_checkpoint.get("rouge")) and rouge["num_documents"]:
                 return {"n": rouge["num_documents"], **rouge["source_copied"]}
     return None
 
@@ -144,7 +144,8 @@ def published_table(run: RunFiles) -> Table:
                         share(entry.get("threshold")),
                     ]
                 )
-    return Table("Published accounting: inserted tokens are scored as labels, the bar is relative", columns, rows)
+    labels = "inserted tokens are scored as labels (of pairs: the reference)"
+    return Table(f"Published accounting: {labels}, the bar is relative", columns, rows)
 
 
 def offsets_table(run: RunFiles) -> Table:

@@ -90,7 +90,7 @@ def _documents(run: RunFiles) -> list[AttackedDocument]:
     variants = [v for v in ("iterative", "once") if v in run.variants("hotflip")]
     if not variants:
         return []
-    rows = {arm: run.rows(arm, "hotflip") for arm in run.arms}
+    rows = {arm: run.rows(arm, "hotflip", variants[0]) for arm in run.arms}
     return attacked_documents(rows, TokenTexts.of_run(run.root), variants[0], NUM_TEXTS)
 
 

@@ -98,9 +98,11 @@ class RunFiles:
         entry = self.entry(arm, attack, variant)
         return self.measurement(arm, metric, entry["attack"], entry["variant"]) if entry else {}
 
-    def rows(self, arm: str, attack: str) -> list[dict[str, Any]]:
-        """One row for each document and variant of an attack."""
+    def rows(self, arm: str, attack: str, variant: str | None = None) -> list[dict[str, Any]]:
+        """One row for each document and variant of an attack; of one variant alone, none of the search documents'."""
         folder = self.root / "results" / "documents"
+        if variant is not None:
+            return records.JsonLines(folder / f"{attack}.{arm}.{variant}.jsonl").read()
         paths = [folder / f"{attack}.{arm}.jsonl", *sorted(folder.glob(f"{attack}.{arm}.*.jsonl"))]
         return [row for path in paths for row in records.JsonLines(path).read()]
 

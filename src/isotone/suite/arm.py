@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from isotone import records
 from isotone.attacks import Vocabulary, Window, evaluate_trigger, replay, run_documents, search_trigger
-from isotone.attacks.exchange import EXCHANGED, exchange_contexts
+from isotone.attacks.exchange import exchange_contexts
 from isotone.attacks.interface import DocumentAttack
 from isotone.attacks.probe import Probe, probe_documents
 from isotone.attacks.running import Progress, edits_of
@@ -21,6 +21,7 @@ from isotone.data.packing import separator_of
 from isotone.errors import UsageError
 from isotone.evaluation import evaluate_perplexity, summarize
 from isotone.evaluation.pairs import evaluate_pairs
+from isotone.evidence import EXCHANGED
 from isotone.matching import Temperature, bisect, clean_nll, divide_logits, matched_entry
 from isotone.models import load_model
 from isotone.pipeline.graph import PROBE, Node, probed_arms

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from isotone import records
 from isotone.attacks import Vocabulary, success_threshold
-from isotone.attacks.exchange import EXCHANGED
+from isotone.evidence import EXCHANGED
 from isotone.findings import gather, margins
 from isotone.pipeline.graph import PROBE, Node, probed_arms
 from isotone.pipeline.stages.further_attacks import SEARCH

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isotone import records
-from isotone.errors import DivergedError, UsageError
+from isotone.errors import DivergedError, UnwritableError, UsageError
 from isotone.pipeline.graph import Node
 from isotone.pipeline.record import outputs_hash
 from isotone.pipeline.run_directory import RunDirectory
@@ -54,7 +54,7 @@ def _failure(run: RunDirectory, node: str) -> str:
     A device, a disk or a node may be the cause of anything else, which is open until it has been tried again.
     """
     last = next(entry for entry in reversed(records.JsonLines(run.attempts).read()) if entry["node"] == node)
-    if last.get("exit_code") == UsageError.exit_code:
+    if last.get("exit_code") == UsageError.exit_code and last.get("error") != UnwritableError.__name__:
         return "refused"
     return "diverged" if last.get("error") == DivergedError.__name__ else "failed"
 

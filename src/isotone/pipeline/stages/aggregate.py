@@ -7,7 +7,7 @@ from typing import Any
 from isotone import records
 from isotone.attacks import Vocabulary, success_threshold
 from isotone.attacks.ensemble import ENSEMBLE
-from isotone.attacks.exchange import EXCHANGED
+from isotone.evidence import EXCHANGED
 from isotone.findings import gather, margins
 from isotone.pipeline.arms import pinned_tokenizer
 from isotone.pipeline.context import Context

@@ -21,13 +21,14 @@ from isotone.attacks import (
     Vocabulary,
     run_documents,
 )
-from isotone.attacks.exchange import EXCHANGED, exchange_contexts
+from isotone.attacks.exchange import exchange_contexts
 from isotone.attacks.interface import DocumentAttack
 from isotone.attacks.protocol import AttackProtocol
 from isotone.attacks.running import edited, edits_of
 from isotone.config import Attacks, Experiment
 from isotone.constraint.premise import premise_met
 from isotone.data.packed import open_packed
+from isotone.evidence import EXCHANGED
 from isotone.pipeline.arms import attack_protocol, attack_vocabulary, attacked_windows, first_token, load_end
 from isotone.pipeline.context import Context
 from isotone.progress import ProgressBar
