@@ -18,7 +18,7 @@ def _seeded() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest: files are handed out in this order, and those of Slurm, which mostly wait, last longest."""
+    """Begin with what takes longest, as files are handed out in this order: Slurm's mostly wait, for 10 s and more."""
     first = ("test_slurm.py", "test_slurm_sweep.py")
     items.sort(key=lambda item: (item.path.name not in first, item.get_closest_marker("integration") is None))
 
