@@ -34,9 +34,6 @@ def test_seeds_run_in_turn_and_are_summarized_or_the_missing_one_is_named(finish
     jsonschema.validate(summary, json_schema(SUMMARY))
     assert summary["seeds"] == [42, 1337]
     assert {c["num_seeds"] for c in summary["comparisons"]} == {2}
-    against = [entry for verdict in summary["verdicts"] for entry in verdict["against"]]
-    assert against
-    assert all(entry["context_arm"] is not None and entry["context_baseline"] is not None for entry in against)
     rows = json.loads(isotone("status", experiment, "--json").stdout)
     assert {row["state"] for row in rows} == {"complete"}
     assert {row["seed"] for row in rows} == {42, 1337, None}

@@ -317,3 +317,17 @@ def test_one_run_is_shown_as_before(own: Path) -> None:
     assert all("seed" not in row for row in rows)
     assert format_status(rows).splitlines()[0].startswith("0  setup")
     assert ExperimentDirectory(own).runs.keys() == set(SEEDS)
+
+
+def test_whether_contexts_are_read_is_known_over_seeds_as_in_each_of_them(tmp_path: Path) -> None:
+    """Without it no verdict over seeds says more or less robust."""
+    for seed in SEEDS:
+        documents = write_run(tmp_path, seed=seed, complete=True, further=True) / "results" / "documents"
+        for arm in ARMS:
+            rows = records.JsonLines(documents / f"hotflip.{arm}.iterative.jsonl").read()
+            exchanged = [row | {"variant": "exchanged"} for row in rows]
+            records.JsonLines(documents / f"hotflip.{arm}.exchanged.jsonl").append(*exchanged)
+    verdicts = results(summarize_seeds(tmp_path / "pocket", SEEDS, lambda _: None))["verdicts"]
+    against = [entry for verdict in verdicts for entry in verdict["against"]]
+    assert against
+    assert all(entry["context_arm"] is not None and entry["context_baseline"] is not None for entry in against)
