@@ -395,7 +395,7 @@ def constrain(
     text = None if calibration is None else Calibration(calibration, calibration_rows, text_field)
     start = (scope, parametrization, initialization, layers, activation)
     certificate = constrain_to_folder(model, out, *start, calibration=text, calibrate=calibrate)
-    print(f"{out}: {certificate.verdict}")
+    print(f"{out}: {certificate.verdict} ({_examined(certificate)})")
 
 
 @app.command()
@@ -420,14 +420,19 @@ def certify(
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        where = "" if certificate.layers is None else f" (blocks {', '.join(map(str, certificate.layers))})"
-        print(f"{folder}: {certificate.verdict}{where}")
+        print(f"{folder}: {certificate.verdict} ({_examined(certificate)})")
         for reason in found["reasons"]:
             print(f"  {reason}")
         for line in _measured_lines(found.get("measured")):
             print(f"  {line}")
     if certificate.verdict == "violated":
         raise typer.Exit(3)
+
+
+def _examined(certificate: Any) -> str:
+    """Say what a certificate is about."""
+    blocks = "" if certificate.layers is None else f", blocks {', '.join(map(str, certificate.layers))}"
+    return f"{certificate.scope}: {certificate.map}{blocks}"
 
 
 def _measured_lines(measured: dict[str, Any] | None) -> Iterator[str]:

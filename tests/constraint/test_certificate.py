@@ -11,6 +11,7 @@ from isotone.constraint.activations import MonotoneGELU, monotonicity_of
 from isotone.constraint.feed_forward import feed_forwards, matrix, probe_tokens
 from isotone.constraint.tracing import Norm, trace_norms
 from isotone.constraint.witness import find_witness
+from isotone.errors import UsageError
 from isotone.models import save_model
 
 
@@ -267,3 +268,80 @@ def test_intervals_of_activations_hold_numerically() -> None:
     for name in ("relu", "relu2", "relu6", "sigmoid", "tanh", "linear"):
         assert monotonicity_of(ACT2FN[name]).everywhere
         assert (ACT2FN[name](torch.linspace(-12, 12, 100_001, dtype=torch.float64)).diff() >= 0).all()
+
+
+# --- what must not be mistaken --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gain", [1.0, 0.03, 1e-4])
+@pytest.mark.parametrize(("name", "kind"), [("arcee", "rms_norm"), ("llama", "rms_norm"), ("gpt_neox", "layer_norm")])
+def test_norms_are_told_apart_in_any_precision_and_at_any_size_of_their_gains(
+    name: str, kind: str, gain: float, dtype: torch.dtype
+) -> None:
+    """An RMSNorm that is taken for a LayerNorm would be certified vacuous, whatever its network does."""
+    model = tiny_model(name)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "norm" in key and key.endswith("weight"):
+                parameter.mul_(gain)
+    model.to(dtype)
+    for norm in trace_norms(model, feed_forwards(model), probe_tokens(model)):
+        assert isinstance(norm, Norm)
+        assert norm.kind == kind
+        assert torch.equal(norm.gain, norm.module.get_parameter("weight").double())
+
+
+def test_what_is_certified_is_what_is_stored_whatever_the_configuration_says(tmp_path: Path) -> None:
+    """-1e-9 is -0 in fp16, which transformers would load here; evaluations and attacks read fp32."""
+    model = monotone("arcee")
+    with torch.no_grad():
+        matrix(feed_forwards(model)[0].up)[0] = -1e-9
+    save_model(model, None, tmp_path / "exported")
+    (tmp_path / "exported" / "manifest.json").unlink()
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    (tmp_path / "exported" / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    assert certify(tmp_path / "exported").verdict == "violated"
+
+
+def test_a_half_precision_model_has_one_hash_in_memory_and_from_disk(tmp_path: Path) -> None:
+    model = monotone("arcee").to(torch.bfloat16)
+    save_model(model, None, tmp_path / "exported")
+    assert certify(tmp_path / "exported").weights_hash == certify(model).weights_hash
+
+
+def test_a_hook_that_turns_an_activation_around_is_refused() -> None:
+    model = monotone("arcee")
+    feed_forwards(model)[1].activation.register_forward_hook(lambda module, inputs, output: -output)
+    with pytest.raises(UsageError, match=r"a hook on model\.layers\.1\.mlp\.act_fn may change what it computes"):
+        certify(model)
+
+
+def test_a_bias_that_is_not_finite_is_violated_and_named() -> None:
+    model = monotone("arcee", mlp_bias=True)
+    with torch.no_grad():
+        model.get_parameter("model.layers.0.mlp.up_proj.bias")[2] = float("-inf")
+    certificate = certify(model)
+    assert certificate.verdict == "violated"
+    assert certificate.reasons == ("model.layers.0.mlp.up_proj.bias has 1 of 32 entries that are not finite",)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.layers.1.post_attention_layernorm.weight", "lm_head.weight"]
+)
+def test_a_model_that_is_broken_elsewhere_is_refused_by_name(name: str) -> None:
+    model = tiny_model("arcee")
+    with torch.no_grad():
+        model.get_parameter(name).flatten()[3] = float("nan")
+    for refused in (lambda: certify(model), lambda: constrain(model, "mlp_both", "projection", "absolute")):
+        with pytest.raises(UsageError, match=f"{name} has 1 of .* entries that are not finite"):
+            refused()
+    assert not hasattr(model, "isotone_constraint")
+
+
+@pytest.mark.parametrize("recorded", ["x", {"layers": 3}, {"layers": [0.5]}, {"scope": ["mlp_in"]}])
+def test_a_record_that_was_never_written_is_refused(recorded: Any) -> None:
+    model = monotone("arcee")
+    model.config.isotone = recorded
+    with pytest.raises(UsageError, match=r"which isotone never wrote|whole numbers"):
+        certify(model)

@@ -135,3 +135,8 @@ def test_the_command_prints_the_keys_of_the_contract_and_exits_with_3_when_viola
     code, printed = certify(str(tmp_path / "strict"), "--probe", str(tmp_path / "texts.txt"))
     assert code == 0
     assert printed.count("measured, not proved") == 4
+
+
+def test_a_context_without_room_for_the_doses_takes_shorter_texts() -> None:
+    """A text of 64 tokens and 4 inserted ones are more than a GPT-2 of 64 positions can read."""
+    assert measure_order(tiny_model("gpt2"), [tokens(1, 64)[0].numpy()])["documents"] == 1

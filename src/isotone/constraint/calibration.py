@@ -48,8 +48,8 @@ def require_enough(
         needed = -(-(inputs + 1) * len(rows_NL) // max(num_tokens, 1))
         raise UsageError(
             f"constraint.calibration_rows (--calibration-rows): the calibration text is too short: {num_tokens} tokens "
-            f"({len(rows_NL)} rows) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; set it "
-            f"to {needed} or more, and give text with as many rows"
+            f"({len(rows_NL)} rows) are there, and {name} with its {inputs} inputs needs at least {inputs + 1}; give "
+            f"longer text, or, where it has more rows, set it to {needed} or more"
         )
     return rows_NL
 

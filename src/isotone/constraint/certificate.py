@@ -25,10 +25,12 @@ from isotone.constraint.feed_forward import (
     feed_forwards,
     matrix,
     probe_tokens,
+    require_finite,
 )
 from isotone.constraint.layers import Layers, resolve_layers
 from isotone.constraint.tracing import Norm, require_claimed_maps, trace_norms
 from isotone.constraint.witness import find_witness
+from isotone.errors import UsageError
 
 Verdict = Literal["violated", "vacuous", "strict", "local", "empirical"]
 
@@ -97,15 +99,16 @@ def certify(model: PreTrainedModel | str | Path, scope: str | None = None, layer
         return _certify(model, scope, layers)
     from isotone.models import load_model
 
-    return _certify(load_model(str(model), dtype="auto"), scope, layers)
+    return _certify(load_model(str(model)), scope, layers)  # fp32 holds whatever halves hold, and what is evaluated
 
 
 def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -> Certificate:
-    recorded = getattr(model.config, "isotone", None) or {}
+    recorded = _recorded(model)
     layers = recorded.get("layers") if layers is None else layers
     scope = scope or recorded.get("scope") or architecture_of_model(model).widest_scope
     modules = constrained_modules(model, scope, layers)
     networks = feed_forwards(model, layers)
+    require_finite(model, beside=modules)
     norms = trace_norms(model, networks, probe_tokens(model))
     activation = _weakest(networks)
     wrong = _wrong_entries(modules)
@@ -130,6 +133,23 @@ def _certify(model: PreTrainedModel, scope: str | None, layers: Layers | None) -
     )
 
 
+def _recorded(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what a model's configuration says was constrained.
+
+    Raises:
+        UsageError: it says something that was never written there.
+    """
+    recorded = getattr(model.config, "isotone", None)
+    if recorded is None:
+        return {}
+    found = recorded if isinstance(recorded, dict) else {"isotone": recorded}
+    kinds: dict[str, Any] = {"isotone": dict, "scope": str, "layers": (str, list, tuple)}
+    for key, value in found.items():
+        if key in kinds and value is not None and not isinstance(value, kinds[key]):
+            raise UsageError(f"config.json: isotone says {value!r} of {key}, which isotone never wrote; take it out")
+    return found
+
+
 _DOMAINS: dict[Verdict, str] = {
     "vacuous": "outputs of the norm, an antichain",
     "strict": "ℝ^d",
@@ -144,6 +164,9 @@ def _wrong_entries(modules: dict[str, nn.Module]) -> list[str]:
         bad = ~(matrix(module) >= 0) | torch.isinf(matrix(module))
         if count := int(bad.sum()):
             wrong.append(f"{name}.weight has {count} of {bad.numel()} entries that are negative or not finite")
+        bias = bias_of(module)
+        if bias is not None and (count := int((~torch.isfinite(bias)).sum())):
+            wrong.append(f"{name}.bias has {count} of {bias.numel()} entries that are not finite")
     return wrong
 
 
@@ -263,6 +286,8 @@ def _hash(modules: dict[str, nn.Module], norms: Sequence[Norm | str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         if tensor is not None:
+            if tensor.dtype != torch.float64:  # a folder's halves are read as fp32
+                tensor = tensor.float()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

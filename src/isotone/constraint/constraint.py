@@ -16,7 +16,13 @@ from transformers import PreTrainedModel
 
 from isotone.constraint.architectures import projections_of
 from isotone.constraint.calibration import calibrated_shift, require_enough
-from isotone.constraint.feed_forward import architecture_of_model, constrained_modules, feed_forwards, matrix
+from isotone.constraint.feed_forward import (
+    architecture_of_model,
+    constrained_modules,
+    feed_forwards,
+    matrix,
+    require_finite,
+)
 from isotone.constraint.initialization import FITTED, absolute, margin_for, relu, require_pair
 from isotone.constraint.journal import Journal
 from isotone.constraint.layers import Layers, resolve_layers
@@ -308,6 +314,10 @@ def constrain(
     if hasattr(model, ATTRIBUTE):
         raise UsageError("constraint: the model is constrained already; fold it first")
     modules, networks = constrained_modules(model, scope, layers), feed_forwards(model, layers)
+    if not weights_follow:
+        require_finite(model)
+        if (initialization in FITTED or calibrate) and model.config.is_encoder_decoder and pairs is None:
+            raise UsageError("constraint: an encoder-decoder is fitted on pairs; give pairs, how the rows are laid out")
     undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
     fits: dict[str, Fit] = {}
     originals = copy.deepcopy(networks) if calibrate and not weights_follow else []

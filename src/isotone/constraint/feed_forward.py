@@ -3,7 +3,7 @@
 Shapes: matrices are handled as (out, in), whatever a module stores; T is the number of tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +108,24 @@ def constrained_modules(model: PreTrainedModel, scope: str, layers: Layers | Non
         for path in projections_of(stack, scope)
         for name in [f"{network.block}.{path}"]
     }
+
+
+def require_finite(model: PreTrainedModel, beside: Mapping[str, nn.Module] | None = None) -> None:
+    """Refuse a model with an infinite parameter, or one that is no number.
+
+    Args:
+        model: what is looked at.
+        beside: modules by full path, of which this is not asked.
+
+    Raises:
+        UsageError: there is one; names it.
+    """
+    left_out = {id(p) for module in (beside or {}).values() for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in left_out and (count := int((~torch.isfinite(parameter.detach())).sum())):
+            raise UsageError(
+                f"model.source: {name} has {count} of {parameter.numel()} entries that are not finite; give a sound one"
+            )
 
 
 def matrix(module: nn.Module) -> Tensor:

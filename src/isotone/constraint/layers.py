@@ -20,6 +20,10 @@ def resolve_layers(layers: Layers | None, num_blocks: int) -> tuple[int, ...]:
         UsageError: it is of another form, names a block that is not there, or no block at all.
     """
     blocks = range(num_blocks)
+    if not blocks:
+        raise UsageError("model.source: the model has no block, so there is no feed-forward network")
+    if not isinstance(layers, str | None) and not all(type(index) is int for index in layers):
+        raise UsageError(f"constraint.layers: found {layers!r}, allowed in a list: whole numbers")
     if layers is None:
         return tuple(blocks)
     if isinstance(layers, str):

@@ -27,7 +27,7 @@ MIN_LENGTH = 8
 """Tokens that a text must have."""
 
 LENGTH = 64
-"""Tokens of a text that are used, at most."""
+"""Tokens of a text that are used, at most; fewer where a model's context has no room for the doses behind them."""
 
 _DOSE = 0.25
 """Size of one raise of an embedding, as a share of the embedding's norm."""
@@ -41,7 +41,8 @@ def measure_order(model: PreTrainedModel, texts: Sequence[np.ndarray], seed: int
         texts: token ids of documents; those with fewer than ``MIN_LENGTH`` tokens are left out.
         seed: keys positions, tokens and directions.
     """
-    rows = [torch.from_numpy(np.asarray(text[:LENGTH], np.int64)) for text in texts if len(text) >= MIN_LENGTH]
+    longest = min(LENGTH, (getattr(model.config, "max_position_embeddings", None) or 2 * LENGTH) - NUM_DOSES)
+    rows = [torch.from_numpy(np.asarray(text[:longest], np.int64)) for text in texts if len(text) >= MIN_LENGTH]
     generator = torch.Generator().manual_seed(seed)
     premise = np.zeros(2, np.int64)
     counts = {name: np.zeros(2, np.int64) for name in _PROBES}

@@ -100,7 +100,7 @@ def rotate(
         change = float((turned - logits).abs().max())
         if not change <= _TOLERANCE * max(1.0, float(logits.std())):
             raise UsageError(_refusal(f"it changed the logits of random tokens by {change:.2g}"))
-    except UsageError:
+    except Exception:
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
         raise

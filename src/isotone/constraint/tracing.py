@@ -3,6 +3,7 @@
 Shapes: T tokens, d width of the residual stream.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,13 +124,16 @@ def _norm_before(trace: _Trace, network: FeedForward) -> Norm | str:
 
 @torch.no_grad()
 def _read_norm(name: str, module: nn.Module, stream: Tensor, readers: tuple[str, ...]) -> Norm | None:
-    """Return the norm that a module computes, found by comparing its outputs with both kinds and both conventions."""
+    """Return the norm that a module computes, found by comparing its outputs with both kinds and both conventions.
+
+    A copy in fp64 is asked: in half precision a norm with small gains could be taken for the other kind.
+    """
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if any(p is not None and p.ndim != 1 for p in (weight, bias)):
         return None
     d = stream.shape[-1]
-    x_TD = torch.randn(8, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 1
-    y_TD = module(x_TD.to(stream.device, stream.dtype)).double().cpu()
+    x_TD = torch.randn(8, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 20 + 10
+    y_TD = copy.deepcopy(module).double().cpu()(x_TD).double()  # large, so that the norm's eps is small beside it
     offset = bias.double().cpu() if bias is not None else torch.zeros(d, dtype=torch.float64)
     stored = weight.double().cpu() if weight is not None else torch.ones(d, dtype=torch.float64)
     centred_TD = x_TD - x_TD.mean(-1, keepdim=True)
@@ -138,8 +142,8 @@ def _read_norm(name: str, module: nn.Module, stream: Tensor, readers: tuple[str,
         z_TD = raw_TD / raw_TD.square().mean(-1, keepdim=True).sqrt()
         for one_plus_weight in (False, True):
             gain = stored + one_plus_weight
-            tolerance = 8 * torch.finfo(stream.dtype).eps + 1e-4  # eps of the norm moves z by half of it, relatively
-            if torch.allclose(gain * z_TD + offset, y_TD, rtol=0, atol=tolerance * float(gain.abs().max() + 1)):
+            tolerance = 1e-4 * float(gain.abs().max()) + 1e-6 * float(offset.abs().max())  # some compute in fp32 inside
+            if torch.allclose(gain * z_TD + offset, y_TD, rtol=0, atol=tolerance):
                 return Norm(
                     name,
                     module,
@@ -189,6 +193,10 @@ def require_claimed_maps(model: PreTrainedModel, networks: Sequence[FeedForward]
     Raises:
         UsageError: a network's output is something else (custom code, a forgotten hook); names it.
     """
+    for network in networks:  # the formula asks the activation itself, so that it must be what its class says
+        activation = network.activation
+        if activation._forward_hooks or activation._forward_pre_hooks or "forward" in vars(activation):
+            raise UsageError(f"model: a hook on {network.activation_path} may change what it computes; remove it first")
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def reading(block: str) -> Any:

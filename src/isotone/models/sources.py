@@ -88,7 +88,7 @@ def load_model(
             ``model`` part of an experiment, which brings its own values for the arguments of the same names.
         revision: branch, tag or commit on the hub.
         gguf_file: name of the GGUF file inside the folder or hub repository.
-        dtype: of the weights; float32 unless given, ``"auto"`` keeps what is stored.
+        dtype: of the weights; float32 unless given, ``"auto"``: what its configuration says.
         attention: attention kernel, ``sdpa`` or ``eager``; the faster one that the architecture has, unless given.
         allow_pickle: load ``pytorch_model.bin``, which can execute code.
         trust_remote_code: run Python code that comes with the model.

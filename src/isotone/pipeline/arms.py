@@ -15,6 +15,7 @@ from isotone.config import Constraint as ConstraintConfig
 from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
 from isotone.constraint.initialization import ANNEALED_PAIR, FITTED
 from isotone.constraint.journal import Journal
+from isotone.constraint.replacement import replace_activation, take_mark
 from isotone.data.packed import PackedData, open_packed
 from isotone.determinism import stream_key
 from isotone.matching import divide_logits
@@ -46,7 +47,11 @@ def load_random(context: Context) -> PreTrainedModel:
     pretrained = load_pretrained(context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_key(context.seed, "random_start"))
-        model = type(pretrained)(copy.deepcopy(pretrained.config))
+        config = copy.deepcopy(pretrained.config)
+        mark = take_mark(config)
+        model = type(pretrained)(config)
+    if mark is not None:
+        replace_activation(model, mark["name"], mark["layers"])
     nn.Module.to(model, torch.device(context.device))
     return model.eval()
 

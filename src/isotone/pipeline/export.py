@@ -122,8 +122,7 @@ def constrain_to_folder(
     )
     fold(model)
     certificate = certify(model, scope=constraint.scope)
-    save_model(model, tokenizer, out)
-    records.write_json(out / "certificate.json", certificate.to_dict())
+    save_model(model, tokenizer, out, {"certificate.json": records.dump_json(certificate.to_dict())})
     return certificate
 
 
