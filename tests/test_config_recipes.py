@@ -4,19 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from tiny_models import tiny_model
 
 from isotone.config import Arm, ArmTraining, Constraint, Distill, Experiment, Training
 from isotone.config_io import dump_yaml, list_presets, load_experiment
 from isotone.config_recipes import with_recipes
-from isotone.constraint import recipes
-from isotone.constraint.recipes import Recipe
+from isotone.constraint import constrain, recipes, resolve_recipe
+from isotone.constraint.recipes import ModelKind, Recipe
 from isotone.errors import UsageError
-from isotone.models.describe import norm_of
+from isotone.models.describe import kind_of
+from isotone.pairs import PairLayout
 from isotone.pipeline.graph import Node
 from isotone.pipeline.resolve import resolve
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.slices import config_slice
+from isotone.planning.shape import read_shape
 
 RICH = Recipe(
     "projection",
@@ -33,7 +37,8 @@ def never() -> Any:
 @pytest.fixture
 def rich(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recommended recipe of RMSNorm models adds a lot, that of LayerNorm models nothing."""
-    monkeypatch.setitem(recipes.RECIPES["recommended"], "rms_norm", RICH)
+    for kind in ("rms_norm", "rotatable"):
+        monkeypatch.setitem(recipes.RECIPES["recommended"], kind, RICH)
 
 
 def experiment(common: Training | None = None, **arm: Any) -> Experiment:
@@ -127,7 +132,7 @@ def test_what_does_not_fit_the_meaning_of_a_recipe_is_refused_by_key() -> None:
 
 def test_a_run_is_resolved_with_what_its_recipes_add(rich: None, tmp_path: Path) -> None:
     given = experiment().model_copy(update={"model": experiment().model.model_copy(update={"source": "pocket-arcee"})})
-    assert norm_of(given.model) == "rms_norm"
+    assert kind_of(given.model) == "rotatable"
     run = RunDirectory.of(tmp_path, "x", 1)
     resolved = resolve(given, run)
     assert resolved.training_of("monotonic").distill.share
@@ -143,3 +148,33 @@ def test_a_start_in_another_basis_distils_no_states_after_blocks() -> None:
         experiment(blocks, constraint=given)
     own = experiment(blocks, constraint=given, training=ArmTraining(distill=Distill(logits=0.5)))
     assert own.arms["monotonic"].constraint == given
+    told = r"distill\.blocks: rotated_nnls puts .* start from nnls \(this is what recipes mean for pocket; an arm's own"
+    recommended = experiment(training=ArmTraining(distill=Distill(blocks=0.5)))
+    with pytest.raises(UsageError, match=told):
+        with_recipes(recommended, lambda: "rotatable")
+    assert with_recipes(recommended, lambda: "rms_norm").training_of("monotonic").distill.blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kind"),
+    [
+        ("arcee", {}, "rotatable"),
+        ("arcee", {"tie_word_embeddings": True}, "rms_norm"),
+        ("t5", {}, "rms_norm"),
+        ("t5", {"tie_word_embeddings": False}, "rms_norm"),
+        ("gpt_neox", {}, "layer_norm"),
+    ],
+)
+def test_recommended_starts_from_the_best_start_that_a_model_can_have(
+    name: str, changes: dict[str, Any], kind: ModelKind, tmp_path: Path
+) -> None:
+    """Told from config.json alone, and the start does what it was told it can."""
+    model = tiny_model(name, **changes)
+    model.save_pretrained(tmp_path)
+    source = experiment().model.model_copy(update={"source": str(tmp_path)})
+    assert kind_of(source) == read_shape(source).kind == kind
+    recipe = resolve_recipe("recommended", kind)
+    pairs = PairLayout(source=6, pad=0) if model.config.is_encoder_decoder else None
+    rows = torch.randint(4, 60, (8, 12), generator=torch.Generator().manual_seed(0))
+    pair = (recipe.parametrization, recipe.initialization)
+    assert constrain(model, "mlp_both", *pair, calibration_rows_NL=rows, pairs=pairs).holds()

@@ -11,18 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from isotone.config import Arm, ArmTraining, Constraint, Experiment, Training
-from isotone.constraint.architectures import NormKind
-from isotone.constraint.recipes import FIXED, RECIPES, Recipe, resolve_recipe
+from isotone.constraint.recipes import FIXED, RECIPES, ModelKind, Recipe, resolve_recipe
 from isotone.errors import UsageError
 
 
-def with_recipes(experiment: Experiment, norm_of_model: Callable[[], NormKind]) -> Experiment:
+def with_recipes(experiment: Experiment, find_kind: Callable[[], ModelKind]) -> Experiment:
     """Return the experiment with what its arms' recipes say of constraints and training.
 
     Args:
         experiment: as it was given.
-        norm_of_model: finds the kind of norm before the model's feed-forward networks; called only where some recipe
-            says something that depends on it.
+        find_kind: finds the kind of the model; called only where some recipe says something that depends on it.
 
     Raises:
         UsageError: what an arm gives beside its recipe does not fit what the recipe means for this model.
@@ -31,26 +29,35 @@ def with_recipes(experiment: Experiment, norm_of_model: Callable[[], NormKind]) 
     if not any(name not in FIXED or recipe.adds for name in named for recipe in RECIPES[name].values()):
         return experiment
     differ = any(len({repr(r) for r in RECIPES[name].values()}) > 1 for name in named)
-    norm: NormKind = norm_of_model() if differ else "layer_norm"
-    arms = {name: _with_recipe(name, arm, experiment.training, norm) for name, arm in experiment.arms.items()}
-    return experiment if arms == experiment.arms else Experiment.model_validate({**dict(experiment), "arms": arms})
+    kind: ModelKind = find_kind() if differ else "layer_norm"
+    arms = {name: _with_recipe(name, arm, experiment.training, kind) for name, arm in experiment.arms.items()}
+    if arms == experiment.arms:
+        return experiment
+    try:
+        return Experiment.model_validate({**dict(experiment), "arms": arms})
+    except ValidationError as error:
+        means = f"this is what recipes mean for {experiment.model.source}; an arm's own keys go first"
+        raise UsageError(f"{_reason(error)} ({means})") from error
 
 
-def _with_recipe(name: str, arm: Arm, common: Training, norm: NormKind) -> Arm:
+def _with_recipe(name: str, arm: Arm, common: Training, kind: ModelKind) -> Arm:
     if arm.constraint is None or arm.constraint.recipe is None:
         return arm
-    recipe = resolve_recipe(arm.constraint.recipe, norm)
+    recipe = resolve_recipe(arm.constraint.recipe, kind)
     try:
         changed: dict[str, Any] = {"constraint": _constraint(arm.constraint, recipe)}
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(
             f"arms.{name}.constraint: recipe {arm.constraint.recipe} is {recipe.parametrization} from "
-            f"{recipe.initialization} here; {reason}"
+            f"{recipe.initialization} here; {_reason(error)}"
         ) from error
     if arm.train:
         changed["training"] = _training(arm.training, common, recipe)
     return arm.model_copy(update=changed)
+
+
+def _reason(error: ValidationError) -> str:
+    return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
 
 
 def _constraint(given: Constraint, recipe: Recipe) -> Constraint:

@@ -117,8 +117,9 @@ def test_recipes_mean_what_the_documents_say() -> None:
     assert (published.parametrization, published.initialization, published.pure_bf16) == ("softplus", "absolute", False)
     assert resolve_recipe("published_bf16", "rms_norm").pure_bf16
     assert resolve_recipe("recommended", "layer_norm").initialization == "shift"
-    recommended = resolve_recipe("recommended", "rms_norm")
-    assert (recommended.parametrization, recommended.initialization) == ("projection", "nnls")
+    for kind, initialization in (("rms_norm", "nnls"), ("rotatable", "rotated_nnls")):
+        recommended = resolve_recipe("recommended", kind)  # type: ignore[arg-type]
+        assert (recommended.parametrization, recommended.initialization) == ("projection", initialization)
     with pytest.raises(UsageError, match="allowed: published, published_bf16, recommended"):
         resolve_recipe("publishd", "layer_norm")
 

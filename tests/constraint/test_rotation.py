@@ -118,6 +118,18 @@ def test_blocks_that_are_not_chosen_stay_what_they_were() -> None:
     assert (logits(model, ROWS) - before).square().mean() < before.var()
 
 
+@pytest.mark.parametrize(("initialization", "said"), [("rotated_nnls", True), ("nnls", False)])
+def test_a_certificate_says_that_the_order_of_what_is_read_was_chosen(initialization: str, said: bool) -> None:
+    model = model_of("arcee")
+    start(model, initialization=initialization)
+    certificate = certify(fold(model))
+    assert certificate.verdict == "strict"
+    turned = [
+        reason for reason in certificate.reasons if "negative gains stand in the norms before all networks" in reason
+    ]
+    assert bool(turned) is said
+
+
 def test_bits_are_the_same_twice() -> None:
     first, second = model_of("arcee"), model_of("arcee")
     start(first)

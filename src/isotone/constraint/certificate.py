@@ -210,11 +210,12 @@ def _judge(
     gated = networks[0].gate is not None
     if not gated and activation.everywhere:
         names = " and ".join(_activations(networks))
-        return "strict", [f"no examined weight is negative and {names} is non-decreasing on ℝ"]
+        return "strict", [f"no examined weight is negative and {names} is non-decreasing on ℝ", *_signs(norms)]
     if not gated and (least := _least_margin(networks, norms)) >= 0:
         return "local", [
             f"no examined weight is negative, and whatever the norms put out, no unit gets below the point from which "
-            f"its activation does not decrease (margin {least:.3g}); proved for outputs of the norms only, not on ℝ^d"
+            f"its activation does not decrease (margin {least:.3g}); proved for outputs of the norms only, not on ℝ^d",
+            *_signs(norms),
         ]
     doubts = []
     if gated:
@@ -222,6 +223,18 @@ def _judge(
     if not activation.everywhere:
         doubts.append(f"{activation.name} is not proved non-decreasing on ℝ (proved on: {activation})")
     return _search(networks, norms, modules, doubts)
+
+
+def _signs(norms: Sequence[Norm | str]) -> list[str]:
+    """Return what is to be said where gains turn the order around, be it in some coordinates only."""
+    turned = sum(isinstance(norm, Norm) and bool((norm.gain < 0).any()) for norm in norms)
+    if not turned:
+        return []
+    networks = f"{turned} of {len(norms)} networks" if turned < len(norms) else "all networks"
+    return [
+        f"negative gains stand in the norms before {networks}: these read the stream in another order than that in "
+        f"which it is written"
+    ]
 
 
 def _least_margin(networks: Sequence[FeedForward], norms: Sequence[Norm | str]) -> float:

@@ -7,7 +7,8 @@ from typing import Any
 
 from isotone import records
 from isotone.config import Model
-from isotone.constraint.architectures import ARCHITECTURES, NormKind, architecture_of, row_name
+from isotone.constraint.architectures import ARCHITECTURES, architecture_of, row_name
+from isotone.constraint.recipes import ModelKind, kind_of_model
 from isotone.errors import UsageError
 from isotone.models.sources import Source, one_line, resolve_source
 
@@ -52,14 +53,14 @@ def describe(source: str, *, revision: str | None = None, gguf_file: str | None 
     return _from_config(at, config.get("text_config", config))
 
 
-def norm_of(model: Model) -> NormKind:
-    """Return the kind of norm before the feed-forward networks of an experiment's model.
+def kind_of(model: Model) -> ModelKind:
+    """Return what the meaning of a recipe depends on, of an experiment's model.
 
     Raises:
         UsageError: the model cannot be read, or its architecture is unknown.
     """
     found = describe(model.source, revision=model.revision, gguf_file=model.gguf_file)
-    return architecture_of(found.model_type).norm
+    return kind_of_model(architecture_of(found.model_type), tied=found.tied_embeddings, width=found.hidden_size)
 
 
 def _fetch_config(at: Source, revision: str | None) -> Path:

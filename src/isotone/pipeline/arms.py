@@ -12,9 +12,10 @@ from isotone import records
 from isotone.attacks import AttackProtocol, PrefixProtocol, SourceProtocol, Vocabulary, Window
 from isotone.config import NO_ARMS, Experiment, MatchedLoss
 from isotone.config import Constraint as ConstraintConfig
-from isotone.constraint import ARCHITECTURES, Constraint, constrain, fold, resolve_recipe
+from isotone.constraint import Constraint, constrain, fold, resolve_recipe
 from isotone.constraint.initialization import ANNEALED_PAIR, FITTED
 from isotone.constraint.journal import Journal
+from isotone.constraint.recipes import FIXED
 from isotone.constraint.replacement import replace_activation, take_mark
 from isotone.data.packed import PackedData, open_packed
 from isotone.determinism import stream_key
@@ -94,7 +95,7 @@ def start_constrained(
         model.bfloat16()
     if config is None:
         return model, None
-    parametrization, initialization = combination(config, model)
+    parametrization, initialization = combination(config)
     is_fitted = (initialization in FITTED or config.calibrate) and not weights_follow
     constraint = constrain(
         model,
@@ -170,11 +171,12 @@ def end_folder(context: Context, arm: str, checkpoint: str) -> Path | None:
     return None
 
 
-def combination(config: ConstraintConfig, model: PreTrainedModel) -> tuple[str, str]:
-    """Return parametrization and initialization: what ``anneal`` means, or what is given, or the recipe's."""
+def combination(config: ConstraintConfig) -> tuple[str, str]:
+    """Return parametrization and initialization: what ``anneal`` means, or what is given, or a published recipe's."""
     if config.anneal is not None:
         return ANNEALED_PAIR
-    recipe = resolve_recipe(config.recipe, ARCHITECTURES[model.config.model_type].norm) if config.recipe else None
+    # what other recipes mean is written out, and these mean the same for every kind of model
+    recipe = resolve_recipe(config.recipe, "rms_norm") if config.recipe and config.recipe in FIXED else None
     parametrization = config.parametrization or (recipe.parametrization if recipe else None)
     initialization = config.initialization or (recipe.initialization if recipe else None)
     if parametrization is None or initialization is None:

@@ -10,7 +10,7 @@ from isotone.config import Experiment
 from isotone.config_io import dump_yaml, load_experiment
 from isotone.config_recipes import with_recipes
 from isotone.errors import UsageError
-from isotone.models.describe import norm_of
+from isotone.models.describe import kind_of
 from isotone.pipeline.run_directory import RunDirectory
 
 _DECIDED = (("runtime", "device"), ("runtime", "threads"), ("training", "precision"), ("model", "attention"))
@@ -31,7 +31,7 @@ def resolve(experiment: Experiment, run: RunDirectory, *, computes: bool = True)
         UsageError: a value given now differs from the one decided when the run began; names the key and both values.
     """
     with records.locked(run.root / ".config.lock"):
-        experiment = with_recipes(experiment, lambda: norm_of(experiment.model))
+        experiment = with_recipes(experiment, lambda: kind_of(experiment.model))
         if run.config.is_file():
             experiment = as_decided(experiment, load_experiment(str(run.config), []))
         if computes:

@@ -8,7 +8,6 @@ from isotone import records
 from isotone.cluster import LIGHT_STAGES, Cluster, duration_s, size_bytes
 from isotone.config import Experiment
 from isotone.config_recipes import with_recipes
-from isotone.constraint.architectures import NormKind
 from isotone.models.sources import resolve_source
 from isotone.pipeline.graph import Graph
 from isotone.pipeline.record import standing
@@ -74,8 +73,7 @@ class Planner:
         self.seeds = seeds
         self.cluster: Cluster = load_cluster(site, experiment.cluster)
         self.shape: ModelShape = read_shape(experiment.model)
-        kind: NormKind = "layer_norm" if self.shape.layer_norm else "rms_norm"
-        self.experiment = experiment = with_recipes(experiment, lambda: kind)
+        self.experiment = experiment = with_recipes(experiment, lambda: self.shape.kind)
         self.run = RunDirectory.of(out, experiment.name, seeds[0])
         # a profile that comes with isotone describes a cluster that this machine is no part of
         here = site not in shipped_profiles()

@@ -11,6 +11,7 @@ from isotone import records
 from isotone.config import Model
 from isotone.constraint.architectures import ARCHITECTURES, row_name
 from isotone.constraint.layers import Layers, resolve_layers
+from isotone.constraint.recipes import ModelKind, kind_of_model
 from isotone.errors import UsageError
 from isotone.models.sources import Source, resolve_source
 
@@ -70,6 +71,12 @@ class ModelShape:
     def layer_norm(self) -> bool:
         """Whether norms have biases (LayerNorm, as opposed to RMSNorm)."""
         return self.model_type in ARCHITECTURES and ARCHITECTURES[self.model_type].norm == "layer_norm"
+
+    @property
+    def kind(self) -> ModelKind:
+        """What the meaning of a recipe depends on."""
+        architecture = ARCHITECTURES.get(self.model_type)
+        return kind_of_model(architecture, tied=self.tied, width=self.hidden) if architecture else "rms_norm"
 
     @property
     def rotary_layer_norm(self) -> bool:

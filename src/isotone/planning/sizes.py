@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, fields
 
 from isotone.config import Experiment, Training, epochs_as_fraction
-from isotone.constraint.recipes import resolve_recipe
 from isotone.planning.corpus import CorpusSize
 from isotone.planning.shape import ModelShape
 
@@ -57,10 +56,6 @@ class Sizes:
         constraint = self.experiment.arms[arm].held
         if constraint is None or constraint.anneal or constraint.parametrization in ("projection", "sign_frozen"):
             return 0
-        if constraint.parametrization is None and constraint.recipe is not None:
-            recipe = resolve_recipe(constraint.recipe, "layer_norm" if self.shape.layer_norm else "rms_norm")
-            if recipe.parametrization == "projection":
-                return 0
         return self.shape.constrained(constraint.scope, constraint.layers)
 
     def weight_bytes(self, recipe: Training) -> int:

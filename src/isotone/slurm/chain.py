@@ -11,7 +11,7 @@ from isotone.config import Experiment
 from isotone.config_io import load_experiment
 from isotone.config_recipes import with_recipes
 from isotone.errors import UsageError
-from isotone.models.describe import norm_of
+from isotone.models.describe import kind_of
 from isotone.pipeline.graph import DERIVED, Graph
 from isotone.pipeline.record import standing
 from isotone.pipeline.resolve import as_decided
@@ -135,7 +135,7 @@ def complete_stages(experiment: Experiment, run: RunDirectory, seed: int) -> set
     """
     if not run.config.is_file():
         return set()
-    experiment = with_recipes(experiment, lambda: norm_of(experiment.model))
+    experiment = with_recipes(experiment, lambda: kind_of(experiment.model))
     decided = as_decided(experiment, load_experiment(str(run.config), []))
     graph = Graph(decided)
     incomplete = set()

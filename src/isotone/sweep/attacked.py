@@ -8,7 +8,7 @@ from isotone import records
 from isotone.config import Experiment
 from isotone.config_io import load_experiment
 from isotone.config_recipes import with_recipes
-from isotone.models.describe import norm_of
+from isotone.models.describe import kind_of
 from isotone.pipeline.run_directory import ExperimentDirectory
 from isotone.result_models import SweepRemainder, SweepResults
 from isotone.sweep.points import BASELINE, Point, SweepDirectory, best_of
@@ -46,7 +46,7 @@ def _is_of(best: Experiment, runs: ExperimentDirectory) -> bool:
         training = experiment.training.model_dump(exclude={"precision"})  # resolved in a run
         return experiment.arms, training, experiment.model.source, experiment.data
 
-    wanted = asked(with_recipes(best, lambda: norm_of(best.model)))  # as a run resolves it
+    wanted = asked(with_recipes(best, lambda: kind_of(best.model)))  # as a run resolves it
     return all(asked(load_experiment(Path(run.experiment_file))) == wanted for run in runs.runs.values())
 
 
