@@ -11,7 +11,7 @@ from tiny_models import tiny_model
 from isotone.config import Arm, ArmTraining, Constraint, Distill, Experiment, Training
 from isotone.config_io import dump_yaml, list_presets, load_experiment
 from isotone.config_recipes import with_recipes
-from isotone.constraint import constrain, recipes, resolve_recipe
+from isotone.constraint import ARCHITECTURES, constrain, recipes, resolve_recipe
 from isotone.constraint.recipes import ModelKind, Recipe
 from isotone.errors import UsageError
 from isotone.models.describe import kind_of
@@ -159,9 +159,11 @@ def test_a_start_in_another_basis_distils_no_states_after_blocks() -> None:
     ("name", "changes", "kind"),
     [
         ("arcee", {}, "rotatable"),
-        ("arcee", {"tie_word_embeddings": True}, "rms_norm"),
+        ("llama", {"tie_word_embeddings": True}, "rotatable"),
+        ("gemma", {}, "rotatable"),
+        ("gemma2", {}, "rms_norm"),
+        ("arcee", {"hidden_size": 18, "head_dim": 8}, "rotatable"),
         ("t5", {}, "rms_norm"),
-        ("t5", {"tie_word_embeddings": False}, "rms_norm"),
         ("gpt_neox", {}, "layer_norm"),
     ],
 )
@@ -177,4 +179,5 @@ def test_recommended_starts_from_the_best_start_that_a_model_can_have(
     pairs = PairLayout(source=6, pad=0) if model.config.is_encoder_decoder else None
     rows = torch.randint(4, 60, (8, 12), generator=torch.Generator().manual_seed(0))
     pair = (recipe.parametrization, recipe.initialization)
-    assert constrain(model, "mlp_both", *pair, calibration_rows_NL=rows, pairs=pairs).holds()
+    scope = ARCHITECTURES[model.config.model_type].widest_scope
+    assert constrain(model, scope, *pair, calibration_rows_NL=rows, pairs=pairs).holds()

@@ -19,6 +19,7 @@ from isotone.attacks.scoring import Target, frozen
 from isotone.constraint.feed_forward import constrained_modules
 from isotone.constraint.layers import Layers
 from isotone.determinism import stream_key
+from isotone.models.tying import untie_head
 from isotone.pairs import PairLayout
 from isotone.records import JsonLines
 
@@ -178,7 +179,7 @@ class Temperature:
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
-        _untie_head(model)
+        untie_head(model)
         head = model.get_output_embeddings()
         self._parts = [p for p in (head.weight, head.bias) if p is not None]  # type: ignore[union-attr]
         self._undivided = [part.detach().clone() for part in self._parts]  # type: ignore[union-attr, operator]
@@ -245,17 +246,6 @@ class Interpolation:
 def divide_logits(model: PreTrainedModel, temperature: float) -> None:
     """Divide a model's logits by a temperature, for good."""
     Temperature(model).apply(temperature)
-
-
-def _untie_head(model: PreTrainedModel) -> None:
-    head = model.get_output_embeddings()
-    if head.weight is not model.get_input_embeddings().weight:  # type: ignore[union-attr]
-        return
-    head.weight = nn.Parameter(head.weight.detach().clone())  # type: ignore[union-attr, operator]
-    model.config.tie_word_embeddings = False
-    # what an export leaves out, as loading ties it again
-    tied = getattr(model, "all_tied_weights_keys", {})
-    model.all_tied_weights_keys = {k: v for k, v in tied.items() if model.get_parameter(k) is not head.weight}  # type: ignore[assignment, union-attr]
 
 
 def _distance(loss: float, target: float) -> float:

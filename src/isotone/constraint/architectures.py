@@ -40,11 +40,18 @@ class Architecture:
     """``always``, ``never``, or the key of config.json that decides whether W1 and W2 have biases."""
     encoder: "Architecture | None" = None
     """The encoder's blocks, which scopes cover too and before the decoder's; None: there is no encoder."""
+    norms_outputs: bool = False
+    """Whether what sublayers put out is normed, too, before it is added to the stream."""
 
     @property
     def gated(self) -> bool:
         """Whether the network multiplies two projections of its input."""
         return self.gate is not None
+
+    @property
+    def rotatable(self) -> bool:
+        """Whether its stream can be brought into another basis: one stream, of which only RMSNorms speak."""
+        return self.norm == "rms_norm" and self.encoder is None and not self.norms_outputs
 
     @property
     def stacks(self) -> tuple["Architecture", ...]:
@@ -72,7 +79,7 @@ def _plain(model_type: str, blocks: str, up: str, down: str, activation: str, ke
     return Architecture(model_type, blocks, up, down, activation, key, "layer_norm", out)
 
 
-def _gated(model_type: str, key: str = "hidden_act", bias: str = "never") -> Architecture:
+def _gated(model_type: str, key: str = "hidden_act", bias: str = "never", norms_outputs: bool = False) -> Architecture:
     """Return the layout that Llama introduced: RMSNorm and a gated network named gate, up and down."""
     return Architecture(
         model_type,
@@ -85,6 +92,7 @@ def _gated(model_type: str, key: str = "hidden_act", bias: str = "never") -> Arc
         attention_out="self_attn.o_proj",
         gate="mlp.gate_proj",
         bias=bias,
+        norms_outputs=norms_outputs,
     )
 
 
@@ -161,8 +169,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         _gated("mistral"),
         _gated("qwen2"),
         _gated("gemma"),
-        _gated("gemma2", key="hidden_activation"),
-        _gated("gemma3_text", key="hidden_activation"),
+        _gated("gemma2", key="hidden_activation", norms_outputs=True),
+        _gated("gemma3_text", key="hidden_activation", norms_outputs=True),
         _t5(gated=False),
         _t5(gated=True),
     )

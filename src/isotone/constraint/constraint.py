@@ -41,6 +41,7 @@ from isotone.constraint.replacement import replace_activation
 from isotone.constraint.rotation import rotate
 from isotone.constraint.shift import shift
 from isotone.errors import IsotoneError, UsageError
+from isotone.models.tying import untie_head
 from isotone.pairs import PairLayout
 
 ATTRIBUTE = "isotone_constraint"
@@ -320,6 +321,8 @@ def constrain(
             raise UsageError("constraint: an encoder-decoder is fitted on pairs; give pairs, how the rows are laid out")
     undo = replace_activation(model, activation, layers) if activation is not None else lambda: None
     fits: dict[str, Fit] = {}
+    if initialization == ROTATED and weights_follow:
+        untie_head(model)  # as the weights have it that come
     originals = copy.deepcopy(networks) if calibrate and not weights_follow else []
     try:
         if originals:

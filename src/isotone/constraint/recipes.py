@@ -75,15 +75,11 @@ CALIBRATION_REFUSED = {"shift": CALIBRATED_SHIFT_REFUSED, ROTATED: CALIBRATED_RO
 """Initializations that are not calibrated, and why."""
 
 
-def kind_of_model(architecture: Architecture, *, tied: bool, width: int) -> ModelKind:
-    """Return what a recipe's meaning depends on, of a model with this architecture, head and width of the stream.
-
-    ``rotatable`` is what ``rotated_nnls`` asks for, of ungated models; on gated ones it was found to be no better.
-    """
+def kind_of_model(architecture: Architecture, width: int) -> ModelKind:
+    """Return what a recipe's meaning depends on, of a model of an architecture with this width of the stream."""
     if architecture.norm == "layer_norm":
         return "layer_norm"
-    can_be = architecture.encoder is None and not tied and width % 2 == 0
-    return "rotatable" if can_be and not architecture.gated else "rms_norm"
+    return "rotatable" if architecture.rotatable and width % 2 == 0 else "rms_norm"
 
 
 def resolve_recipe(name: str, kind: ModelKind) -> Recipe:

@@ -36,6 +36,7 @@ from isotone.constraint.feed_forward import (
 from isotone.constraint.shift import fold_gain, set_gain
 from isotone.constraint.tracing import Norm, trace_norms, trace_norms_that_are_read
 from isotone.errors import UsageError
+from isotone.models.tying import untie_head
 
 PENALTY = 0.3
 """What a square along q counts for in a fit, where any other counts 1, as it moves the norms' denominators alone.
@@ -76,6 +77,8 @@ def rotate(
 ) -> Basis:
     """Bring a model's stream, in place, into the basis in which ``constrained`` can best be fitted with weights ≥ 0.
 
+    A head that shares the input embeddings' matrix gets its own, as the last norm's gain lies between the two.
+
     Args:
         model: a causal language model with RMSNorm before every sublayer and before its head, in fp32 or fp64.
         networks: the networks that are constrained, or some of whose projections are.
@@ -89,6 +92,7 @@ def rotate(
     """
     tokens_BT = probe_tokens(model, generator)
     stream = _stream_of(model, networks, tokens_BT)
+    tie_again = untie_head(model)
     before = {name: p.clone() for name, p in model.named_parameters()}
     logits = in_eval_mode(model, lambda: probe_logits(model, tokens_BT).double())
     try:
@@ -103,6 +107,7 @@ def rotate(
     except Exception:
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
+        tie_again()
         raise
     basis = Basis(_signs(len(v_d)).to(model.device))
     _set_gains(model, stream, networks, constrained, basis)
@@ -129,10 +134,7 @@ def _stream_of(model: PreTrainedModel, networks: Sequence[FeedForward], tokens_B
         raise UsageError(_refusal("an encoder-decoder has two streams, with embeddings in common"))
     if model.dtype not in (torch.float32, torch.float64):
         raise UsageError(_refusal(f"the weights are {str(model.dtype).removeprefix('torch.')}; load in float32"))
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if embeddings.weight is head.weight:
-        raise UsageError(_refusal("input and output embeddings are tied, and a norm's gain lies between them"))
-    if (width := embeddings.weight.size(1)) % 2:  # type: ignore[operator]
+    if (width := model.get_input_embeddings().weight.size(1)) % 2:  # type: ignore[operator, union-attr]
         raise UsageError(_refusal(f"the stream's width, {width}, is odd"))
     before = {}
     for network, norm in zip(networks, trace_norms(model, networks, tokens_BT), strict=True):

@@ -60,7 +60,7 @@ def kind_of(model: Model) -> ModelKind:
         UsageError: the model cannot be read, or its architecture is unknown.
     """
     found = describe(model.source, revision=model.revision, gguf_file=model.gguf_file)
-    return kind_of_model(architecture_of(found.model_type), tied=found.tied_embeddings, width=found.hidden_size)
+    return kind_of_model(architecture_of(found.model_type), found.hidden_size)
 
 
 def _fetch_config(at: Source, revision: str | None) -> Path:

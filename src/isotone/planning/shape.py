@@ -76,7 +76,7 @@ class ModelShape:
     def kind(self) -> ModelKind:
         """What the meaning of a recipe depends on."""
         architecture = ARCHITECTURES.get(self.model_type)
-        return kind_of_model(architecture, tied=self.tied, width=self.hidden) if architecture else "rms_norm"
+        return kind_of_model(architecture, self.hidden) if architecture else "rms_norm"
 
     @property
     def rotary_layer_norm(self) -> bool:
