@@ -11,13 +11,14 @@ from planned import planned
 from tiny_models import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from isotone.config import Data, Training
+from isotone.config import Arm, Constraint, Data, MatchedLoss, Training
 from isotone.config_io import load_experiment
 from isotone.pipeline.graph import Node
 from isotone.planning.corpus import corpus_size
 from isotone.planning.flops import forward_flops, generation_flops, training_flops
 from isotone.planning.memory import Machine, host_memory
 from isotone.planning.shape import read_shape, shape_of
+from isotone.planning.sizes import Sizes
 from isotone.planning.work import BLOCK_STEP_S, evaluation_flops, node_work, num_saves
 
 
@@ -36,6 +37,24 @@ def test_a_teacher_is_loaded_and_computes_in_its_share_of_the_steps() -> None:
     forward = forward_flops(plain.shape, 16, 256, 256)
     assert now.train - before.train == pytest.approx(0.5 * steps * forward)
     assert now.loaded - before.loaded == pytest.approx(4 * plain.shape.num_parameters)
+
+
+def test_an_arm_whose_head_is_untied_has_a_matrix_more() -> None:
+    plain = planned()
+    arms = {
+        "baseline": Arm(),
+        "rotated": Arm(constraint=Constraint(parametrization="projection", initialization="rotated_nnls")),
+        "further": Arm(start="rotated"),
+        "colder": Arm(start="baseline", train=False, matched_loss=MatchedLoss(to="rotated", by="temperature")),
+        "noisy": Arm(start="baseline", train=False, matched_loss=MatchedLoss(to="rotated", by="noise")),
+    }
+    experiment = plain.experiment.model_copy(update={"arms": arms})
+    for tied in (True, False):
+        sizes = Sizes(experiment, replace(plain.shape, tied=tied), plain.corpus)
+        more = sizes.shape.head_weights if tied else 0
+        assert [sizes.parameters(arm) - sizes.shape.num_parameters for arm in arms] == [0, more, more, more, 0]
+        saved = [node_work(sizes, Node("train", arm)).saved for arm in ("baseline", "rotated")]
+        assert (saved[1] > saved[0]) is tied
 
 
 def test_operations_are_six_for_each_entry_and_token_and_the_attention_of_a_causal_model() -> None:

@@ -34,7 +34,7 @@ def disk_peaks(sizes: Sizes, graph: Graph, num_seeds: int, cached: bool) -> dict
     for stage in list(graph.stages)[1:]:
         peak = 0.0
         for node in (n for n in graph.nodes if graph.stage_of(n) == stage):
-            weights = sizes.weight_bytes(experiment.training_of(node.arm)) if node.arm else 0
+            weights = sizes.weight_bytes(node.arm) if node.arm else 0
             if node.kind in ("constrain", "match"):
                 kept += weights
             if node.kind == "constrain":  # what a fitted start has made so far lies beside it

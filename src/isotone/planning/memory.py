@@ -66,7 +66,7 @@ class Machine:
 def host_memory(sizes: Sizes, machine: Machine, node: Node) -> float:
     """Return a node's peak of host memory."""
     shape = sizes.shape
-    weights = 4 * shape.num_parameters
+    weights = 4 * (sizes.parameters(node.arm) if node.arm else shape.num_parameters)
     tokenizer = TOKENIZER * shape.vocabulary
     if node.kind == "setup":
         return machine.baseline + PACKING + tokenizer
@@ -97,10 +97,10 @@ def _computing(sizes: Sizes, machine: Machine, node: Node, copies: bool) -> floa
         case "match" if (matched := sizes.experiment.arms[arm].matched_loss) and matched.by == "undertrained":
             # what learns, and beside it what is measured and the two checkpoints between which it is interpolated
             learning = training_memory(sizes, replace(machine, devices=1), sizes.experiment.arms[arm].start, copies)
-            return learning + 3 * 4 * sizes.shape.num_parameters
+            return learning + 3 * 4 * sizes.parameters(arm)
         case "constrain":
-            weights = 4 * (sizes.shape.num_parameters + sizes.constrained(arm))
-            return weights + (2 * min(SHARD, 4 * sizes.shape.num_parameters) if copies else 0)
+            weights = 4 * (sizes.parameters(arm) + sizes.constrained(arm))
+            return weights + (2 * min(SHARD, 4 * sizes.parameters(arm)) if copies else 0)
         case "evaluate":
             return _loaded(sizes, arm, _evaluating(sizes), copies)
         case "triggers":
@@ -117,7 +117,7 @@ def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> f
     share = recipe.micro_batch * recipe.accumulation // machine.devices
     rows, length = max(1, min(recipe.micro_batch, share)), sizes.experiment.data.row_length
     width = 2 if machine.precision == "pure_bf16" else 4
-    parameters, masters = shape.num_parameters, sizes.constrained(arm)
+    parameters, masters = sizes.parameters(arm), sizes.constrained(arm)
     states: float = width * (3 * parameters + masters)
     gradients: float = width * parameters
     if machine.devices > 1 and getattr(recipe, "parallel", "ddp") == "fsdp":
@@ -209,7 +209,7 @@ def _loaded(sizes: Sizes, arm: str, computing: float, copies: bool) -> float:
     The model of the arm before may still wait for the garbage collector. On the CPU a part of what a checkpoint was
     read into stays with the allocator while computing; on another device it never was.
     """
-    weights, masters = 4 * sizes.shape.num_parameters, 4 * sizes.constrained(arm)
+    weights, masters = 4 * sizes.parameters(arm), 4 * sizes.constrained(arm)
     before = weights if len(sizes.experiment.arms) > 1 else 0
     if copies:
         return before + weights + masters + max(weights, RETAINED * weights + FRAGMENTATION * computing)

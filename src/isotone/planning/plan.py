@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from isotone import records
 from isotone.cluster import LIGHT_STAGES, Cluster, duration_s, size_bytes
@@ -126,8 +125,9 @@ class Planner:
             return duration_s(stated), "stated: expected_time", True
         if (by_record := self._by_records(stage, done)) is not None:
             return by_record, "measured: this run's records", True
-        recipe = self._recipe(stage)
-        save_bytes = 3.0 * self.sizes.weight_bytes(recipe) if recipe else 0.0
+        arm = self._trained(stage)
+        recipe = self.experiment.training_of(arm) if arm else None
+        save_bytes = 3.0 * self.sizes.weight_bytes(arm) if arm else 0.0
         seconds, origin, firm = stage_seconds(self._work(stage), self.target, recipe, save_bytes)
         return None if seconds is None else seconds / self._devices(stage), origin, firm
 
@@ -139,9 +139,8 @@ class Planner:
     def _work(self, stage: str) -> Work:
         return sum((node_work(self.sizes, node) for node in self.nodes[stage]), Work())
 
-    def _recipe(self, stage: str) -> Any:
-        arms = [node.arm for node in self.nodes[stage] if node.kind == "train" and node.arm]
-        return self.experiment.training_of(arms[0]) if arms else None
+    def _trained(self, stage: str) -> str | None:
+        return next((node.arm for node in self.nodes[stage] if node.kind == "train" and node.arm), None)
 
     def _recorded(self, stage: str) -> float | None:
         """Return the seconds that a complete stage took; None where a node of it is not complete for these values."""

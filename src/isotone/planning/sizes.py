@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass, fields
 
-from isotone.config import Experiment, Training, epochs_as_fraction
+from isotone.config import NO_ARMS, Experiment, Training, epochs_as_fraction
+from isotone.constraint.recipes import ROTATED
 from isotone.planning.corpus import CorpusSize
 from isotone.planning.shape import ModelShape
 
@@ -58,9 +59,19 @@ class Sizes:
             return 0
         return self.shape.constrained(constraint.scope, constraint.layers)
 
-    def weight_bytes(self, recipe: Training) -> int:
-        """Return the bytes of all weights as they are trained and saved."""
-        return self.shape.num_parameters * (2 if recipe.precision == "pure_bf16" else 4)
+    def parameters(self, arm: str) -> int:
+        """Return an arm's parameters; what rotates a model, or divides its logits, gives a tied head its own matrix."""
+        own = self.experiment.arms[arm]
+        unties = (own.constraint is not None and own.constraint.initialization == ROTATED) or (
+            own.matched_loss is not None and own.matched_loss.by == "temperature"
+        )
+        if unties and self.shape.tied:
+            return self.shape.num_parameters + self.shape.head_weights
+        return self.shape.num_parameters if own.start in NO_ARMS else self.parameters(own.start)
+
+    def weight_bytes(self, arm: str) -> int:
+        """Return the bytes of all of an arm's weights as they are trained and saved."""
+        return self.parameters(arm) * (2 if self.experiment.training_of(arm).precision == "pure_bf16" else 4)
 
     def steps(self, recipe: Training) -> int:
         """Return the optimizer steps of a training."""

@@ -30,7 +30,7 @@ def node_work(sizes: Sizes, node: Node) -> Work:
         case "setup":
             return Work(packed=sizes.corpus.text_bytes, tokenizers=1, constant_s=1)
         case "constrain":
-            weights = 4 * sizes.shape.num_parameters
+            weights = 4 * sizes.parameters(arm)
             start = _start(sizes, arm)
             return Work(optimizer=sizes.constrained(arm), saved=weights, constant_s=1) + start
         case "train":
@@ -71,7 +71,7 @@ def _start(sizes: Sizes, arm: str) -> Work:
 
 def _end(sizes: Sizes, arm: str) -> Work:
     """Return the loading of an arm's end: its start, and its checkpoint over it."""
-    return _start(sizes, arm) + Work(saved=0.5 * 4 * sizes.shape.num_parameters)  # read and hashed, not written
+    return _start(sizes, arm) + Work(saved=0.5 * 4 * sizes.parameters(arm))  # read and hashed, not written
 
 
 def _training(sizes: Sizes, arm: str) -> Work:
@@ -81,13 +81,13 @@ def _training(sizes: Sizes, arm: str) -> Work:
     validations = steps // recipe.validate_every_steps if recipe.validate_every_steps else 0
     validations += math.ceil(recipe.epochs)
     rows = min(recipe.validation_rows, int(sizes.corpus.document_tokens["validation"].sum()) // length)
-    weights = sizes.weight_bytes(recipe)
+    weights = sizes.weight_bytes(arm)
     return (
         _start(sizes, arm)
         + Work(
             train=steps * training_flops(shape, batch, length, recipe.gradient_checkpointing, target),
             evaluate=validations * forward_flops(shape, rows, length, target),
-            optimizer=steps * (shape.num_parameters + 2 * sizes.constrained(arm)),
+            optimizer=steps * (sizes.parameters(arm) + 2 * sizes.constrained(arm)),
             saved=weights + 3 * weights * num_saves(recipe, steps),
         )
         + _teaching(sizes, arm, steps * batch)
