@@ -99,7 +99,8 @@ def _computing(sizes: Sizes, machine: Machine, node: Node, copies: bool) -> floa
             learning = training_memory(sizes, replace(machine, devices=1), sizes.experiment.arms[arm].start, copies)
             return learning + 3 * 4 * sizes.parameters(arm)
         case "constrain":
-            weights = 4 * (sizes.parameters(arm) + sizes.constrained(arm))
+            before = sizes.parameters(arm) if sizes.rotated(arm) else 0  # until they are found the same
+            weights = 4 * (sizes.parameters(arm) + before + sizes.constrained(arm))
             return weights + (2 * min(SHARD, 4 * sizes.parameters(arm)) if copies else 0)
         case "evaluate":
             return _loaded(sizes, arm, _evaluating(sizes), copies)

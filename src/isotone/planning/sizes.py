@@ -59,13 +59,16 @@ class Sizes:
             return 0
         return self.shape.constrained(constraint.scope, constraint.layers)
 
+    def rotated(self, arm: str) -> bool:
+        """Return whether an arm starts in another basis of the stream."""
+        constraint = self.experiment.arms[arm].constraint
+        return constraint is not None and constraint.initialization == ROTATED
+
     def parameters(self, arm: str) -> int:
         """Return an arm's parameters; what rotates a model, or divides its logits, gives a tied head its own matrix."""
         own = self.experiment.arms[arm]
-        unties = (own.constraint is not None and own.constraint.initialization == ROTATED) or (
-            own.matched_loss is not None and own.matched_loss.by == "temperature"
-        )
-        if unties and self.shape.tied:
+        divided = own.matched_loss is not None and own.matched_loss.by == "temperature"
+        if self.shape.tied and (divided or self.rotated(arm)):
             return self.shape.num_parameters + self.shape.head_weights
         return self.shape.num_parameters if own.start in NO_ARMS else self.parameters(own.start)
 
