@@ -98,6 +98,9 @@ def test_pure_bf16_needs_the_recipe_that_is_known_to_freeze() -> None:
         _experiment(training={"precision": "pure_bf16"})
     arms = {"baseline": {}, "monotonic": {"constraint": {"recipe": "published_bf16"}}}
     assert _experiment(training={"precision": "pure_bf16"}, arms=arms).training.precision == "pure_bf16"
+    arms["rotated"] = {"constraint": {"parametrization": "projection", "initialization": "rotated_nnls"}}
+    with pytest.raises(ValidationError, match=r"arms\.rotated\.constraint\.initialization: rotated_nnls needs .* fp32"):
+        _experiment(training={"precision": "pure_bf16"}, arms=arms)
 
 
 def test_fractions_name_every_split_and_sum_to_one() -> None:

@@ -162,7 +162,7 @@ def test_a_start_in_another_basis_distils_no_states_after_blocks() -> None:
         ("llama", {"tie_word_embeddings": True}, "rotatable"),
         ("gemma", {}, "rotatable"),
         ("gemma2", {}, "rms_norm"),
-        ("arcee", {"hidden_size": 18, "head_dim": 8}, "rotatable"),
+        ("arcee", {"hidden_size": 15, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8}, "rms_norm"),
         ("t5", {}, "rms_norm"),
         ("gpt_neox", {}, "layer_norm"),
     ],

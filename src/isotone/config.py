@@ -766,6 +766,11 @@ class Experiment(Part):
                     f"arms.{name}.training.distill.blocks: {ROTATED} puts the states after blocks into another basis "
                     "than those of the model that is distilled; distil logits alone, or start from nnls"
                 )
+            if rotated and self.training_of(name).precision == "pure_bf16":
+                raise ValueError(
+                    f"arms.{name}.constraint.initialization: {ROTATED} needs weights in fp32, and "
+                    "training.precision is pure_bf16; start from nnls"
+                )
             if arm.matched_loss:
                 self._require_matchable(name, arm, arm.matched_loss)
             if self.training_of(name).precision == "pure_bf16" and (

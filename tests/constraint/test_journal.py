@@ -97,6 +97,21 @@ def test_a_process_with_next_to_no_time_still_comes_further(tmp_path: Path) -> N
     assert len(start(tiny_model("arcee"), "nnls", Journal(tmp_path, check=after(0))).fits) == 4
 
 
+def test_what_was_fitted_in_a_basis_is_brought_back_into_that_basis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine eigenvectors come out with other signs, or as others where eigenvalues are close."""
+    whole, again = tiny_model("arcee"), tiny_model("arcee")
+    expected = start(whole, "rotated_nnls", Journal())
+    with pytest.raises(KilledError):
+        start(tiny_model("arcee"), "rotated_nnls", Journal(tmp_path, check=after(20)))
+    assert len(list(tmp_path.glob("model*"))) < 4
+    found = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a: type(found(a))((found(a)[0], -found(a)[1])))
+    assert start(again, "rotated_nnls", Journal(tmp_path)).fits == expected.fits
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
 def test_a_damaged_entry_is_made_anew(tmp_path: Path) -> None:
     whole, again = tiny_model("arcee"), tiny_model("arcee")
     start(whole, "nnls", Journal(tmp_path))

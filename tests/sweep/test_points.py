@@ -7,6 +7,7 @@ import pytest
 
 from isotone.config import Arm, Constraint
 from isotone.config_io import load_experiment
+from isotone.constraint.recipes import RECIPES, Recipe
 from isotone.errors import UsageError
 from isotone.pipeline.graph import Graph
 from isotone.sweep.cost import format_cost
@@ -30,6 +31,33 @@ def test_a_combination_that_the_schema_refuses_is_listed_with_the_key(tiny: Tiny
     _, *points = build_points(tiny(sweep={"arms": {"monotonic": axes}}), 1)
     refused = {tuple(p.settings.values()): p.refused for p in points if p.experiment is None}
     assert refused["sign_frozen", False].startswith("constraint.enforce: false leaves nothing of parametrization")
+
+
+def test_a_combination_that_a_recipe_refuses_for_the_model_is_listed_with_its_reason(tiny: Tiny) -> None:
+    """Found when its run begins, it would be waited for: no attempt is written down before a run is resolved."""
+    axes = {"constraint.recipe": ["recommended"], "constraint.calibrate": [True, False]}
+    arms = {"baseline": {}, "monotonic": {"constraint": {"recipe": "recommended"}}}
+
+    def points(source: str) -> list[Any]:
+        found = build_points(tiny(model={"source": source}, arms=arms, sweep={"arms": {"monotonic": axes}}), 1)
+        return [point for point in found if point.arm == "monotonic"]
+
+    calibrated, plain = points("pocket-arcee")
+    assert calibrated.experiment is None
+    assert "recommended is projection from rotated_nnls here; calibrate: rotated_nnls has" in calibrated.refused
+    assert plain.experiment is not None
+    with pytest.raises(UsageError, match="no/such/model"):
+        points("./no/such/model")
+
+
+def test_a_point_is_another_one_once_a_recipe_means_something_else(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {"baseline": {}, "monotonic": {"constraint": {"recipe": "recommended"}}}
+    swept = tiny(arms=arms, sweep={"arms": {"monotonic": {"training.lr": [1e-3]}}})
+    _, before = build_points(swept, 1)
+    monkeypatch.setitem(RECIPES["recommended"], "layer_norm", Recipe("projection", "shift"))
+    _, now = build_points(swept, 1)
+    assert now.experiment == before.experiment
+    assert now.id != before.id
 
 
 def test_a_point_is_one_arm_that_ends_on_validation_text(tiny: Tiny) -> None:

@@ -222,7 +222,7 @@ def _judge(
         doubts.append("a gated product is monotone only where both factors are non-negative and non-decreasing")
     if not activation.everywhere:
         doubts.append(f"{activation.name} is not proved non-decreasing on ℝ (proved on: {activation})")
-    return _search(networks, norms, modules, doubts)
+    return _search(networks, norms, modules, [*doubts, *_signs(norms)])
 
 
 def _signs(norms: Sequence[Norm | str]) -> list[str]:

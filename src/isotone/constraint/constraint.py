@@ -332,7 +332,9 @@ def constrain(
         elif initialization in FITTED and not weights_follow:
             rows_NL = require_enough(calibration_rows_NL, modules, initialization, pairs)
             if initialization in ("nnls", ROTATED):
-                basis = rotate(model, networks, modules, rows_NL, generator) if initialization == ROTATED else None
+                basis = None
+                if initialization == ROTATED:
+                    basis = rotate(model, networks, modules, rows_NL, generator, journal)
                 fits = nnls(model, networks, modules, rows_NL, pairs, journal, basis)
             else:
                 calibrated_shift(model, networks, modules, rows_NL, margin_for(parametrization), pairs, journal)

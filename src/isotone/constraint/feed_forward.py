@@ -134,6 +134,15 @@ def matrix(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+_ROWS = 4096
+
+
+def change_rows(w_mn: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace a matrix's rows, in place, by what becomes of them in fp64: some at a time, as embeddings have many."""
+    for part_kn in w_mn.split(_ROWS):
+        part_kn.copy_(change(part_kn.double()))
+
+
 def bias_of(module: nn.Module) -> Tensor | None:
     """Return a module's bias (out,), without gradient, or None."""
     bias: Tensor | None = module.bias  # type: ignore[assignment]

@@ -27,12 +27,14 @@ from isotone.constraint.calibration import read
 from isotone.constraint.feed_forward import (
     FeedForward,
     bias_of,
+    change_rows,
     feed_forwards,
     in_eval_mode,
     matrix,
     probe_logits,
     probe_tokens,
 )
+from isotone.constraint.journal import Journal
 from isotone.constraint.shift import fold_gain, set_gain
 from isotone.constraint.tracing import Norm, trace_norms, trace_norms_that_are_read
 from isotone.errors import UsageError
@@ -74,6 +76,7 @@ def rotate(
     constrained: Mapping[str, nn.Module],
     rows_NL: Tensor,
     generator: torch.Generator | None = None,
+    journal: Journal | None = None,
 ) -> Basis:
     """Bring a model's stream, in place, into the basis in which ``constrained`` can best be fitted with weights ≥ 0.
 
@@ -85,6 +88,8 @@ def rotate(
         constrained: the modules that will be, by full path.
         rows_NL: token ids on which v and w are found.
         generator: draws the tokens on which it is verified that the model is the same.
+        journal: keeps v and w, or what is fitted in their basis would be brought back into another one, where rounding
+            is another.
 
     Raises:
         UsageError: the model does not meet the conditions, or its logits changed; names the condition. The model is
@@ -98,7 +103,7 @@ def rotate(
     try:
         for norm in stream.norms:
             fold_gain(model, norm, _refusal)
-        v_d, w_d = _least_varying(model, networks, rows_NL)
+        v_d, w_d = _directions(model, networks, rows_NL, journal or Journal())
         _turn(model, stream, v_d, w_d)
         turned = in_eval_mode(model, lambda: probe_logits(model, tokens_BT).double())
         change = float((turned - logits).abs().max())
@@ -109,6 +114,7 @@ def rotate(
             parameter.copy_(before[name])
         tie_again()
         raise
+    del before
     basis = Basis(_signs(len(v_d)).to(model.device))
     _set_gains(model, stream, networks, constrained, basis)
     return basis
@@ -146,6 +152,20 @@ def _stream_of(model: PreTrainedModel, networks: Sequence[FeedForward], tokens_B
     norms = trace_norms_that_are_read(model, width, tokens_BT)
     writers = [module for network in feed_forwards(model) for module in (network.attention_out, network.down)]
     return _Stream(norms, before, writers)
+
+
+def _directions(
+    model: PreTrainedModel, networks: Sequence[FeedForward], rows_NL: Tensor, journal: Journal
+) -> tuple[Tensor, Tensor]:
+    """Return v and w: those that were kept, or else those that are found now."""
+    width = matrix(networks[0].up).shape[1]
+    kept = nn.Module()
+    for name in ("v", "w"):
+        kept.register_buffer(name, torch.empty(width, dtype=torch.float64, device=model.device))
+    if journal.restore({"rotation": kept}) is None:
+        kept.v, kept.w = _least_varying(model, networks, rows_NL)
+        journal.keep({"rotation": kept})
+    return kept.v, kept.w  # type: ignore[return-value]
 
 
 def _least_varying(model: PreTrainedModel, networks: Sequence[FeedForward], rows_NL: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,9 +207,8 @@ def _turn(model: PreTrainedModel, stream: _Stream, v_d: Tensor, w_d: Tensor) -> 
         if (square := float(normal_d @ normal_d)) > torch.finfo(torch.float64).eps:
             q_dd = q_dd - 2 / square * torch.outer(normal_d, normal_d @ q_dd)
     embeddings: Tensor = model.get_input_embeddings().weight.data  # type: ignore[assignment, union-attr]
-    embeddings.copy_(embeddings.double() @ q_dd.T)
-    for reader in _readers(model, stream.norms):
-        matrix(reader).copy_(matrix(reader).double() @ q_dd.T)
+    for w_md in (embeddings, *map(matrix, _readers(model, stream.norms))):
+        change_rows(w_md, lambda w_kd: w_kd @ q_dd.T)
     for writer in stream.writers:
         matrix(writer).copy_(q_dd @ matrix(writer).double())
         if (bias := bias_of(writer)) is not None:
@@ -217,7 +236,7 @@ def _set_gains(
             set_gain(norm, p_d)
         for name in norm.readers:
             w_md = matrix(model.get_submodule(name))
-            wide_md = w_md.double()
             if name not in constrained:
-                wide_md = wide_md - torch.outer(wide_md @ q_d, q_d)
-            w_md.copy_(wide_md * p_d if norm.name in signed else wide_md)
+                change_rows(w_md, lambda w_kd: w_kd - torch.outer(w_kd @ q_d, q_d))
+            if norm.name in signed:
+                w_md.mul_(p_d)

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from isotone.constraint.feed_forward import FeedForward, bias_of, in_eval_mode, matrix, probe_logits, probe_tokens
+from isotone.constraint.feed_forward import (
+    FeedForward,
+    bias_of,
+    change_rows,
+    in_eval_mode,
+    matrix,
+    probe_logits,
+    probe_tokens,
+)
 from isotone.constraint.tracing import Norm, stream_ignores_mean, trace_norms
 from isotone.errors import UsageError
 
@@ -166,7 +174,7 @@ def fold_gain(model: PreTrainedModel, norm: Norm, refusal: Callable[[str], str])
             bias.copy_(bias.double() + w.double() @ constant)
         elif bool(constant.any()):
             raise UsageError(refusal(f"a gain of {norm.name} is 0 and {name} has no bias to take up what it leaves"))
-        w.copy_(w.double() * gain)
+        change_rows(w, lambda w_kn: w_kn * gain)
     set_gain(norm, torch.ones_like(gain))
     if getattr(norm.module, "bias", None) is not None:
         norm.module.bias.copy_(kept)  # type: ignore[operator, union-attr]

@@ -19,6 +19,7 @@ from isotone.constraint.recipes import FIXED
 from isotone.constraint.replacement import replace_activation, take_mark
 from isotone.data.packed import PackedData, open_packed
 from isotone.determinism import stream_key
+from isotone.errors import UsageError
 from isotone.matching import divide_logits
 from isotone.models import load_model, load_tokenizer
 from isotone.pipeline.context import Context
@@ -180,7 +181,10 @@ def combination(config: ConstraintConfig) -> tuple[str, str]:
     parametrization = config.parametrization or (recipe.parametrization if recipe else None)
     initialization = config.initialization or (recipe.initialization if recipe else None)
     if parametrization is None or initialization is None:
-        raise AssertionError("the schema demands a recipe, or both")
+        raise UsageError(
+            f"constraint.recipe: an older version made this run, and did not write into its config.yaml what "
+            f"{config.recipe} means; run its stages again"
+        )
     return parametrization, initialization
 
 

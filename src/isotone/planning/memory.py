@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from isotone.config import Training
+from isotone.config import NO_ARMS, Training
 from isotone.pipeline.graph import MEASURES, Node
 from isotone.planning.attack_work import SKIPPED, trigger_length
 from isotone.planning.shape import ModelShape
@@ -99,7 +99,8 @@ def _computing(sizes: Sizes, machine: Machine, node: Node, copies: bool) -> floa
             learning = training_memory(sizes, replace(machine, devices=1), sizes.experiment.arms[arm].start, copies)
             return learning + 3 * 4 * sizes.parameters(arm)
         case "constrain":
-            before = sizes.parameters(arm) if sizes.rotated(arm) else 0  # until they are found the same
+            # what a rotation takes until the model is found the same
+            before = sizes.parameters(arm) if sizes.rotated(arm) else 0
             weights = 4 * (sizes.parameters(arm) + before + sizes.constrained(arm))
             return weights + (2 * min(SHARD, 4 * sizes.parameters(arm)) if copies else 0)
         case "evaluate":
@@ -134,7 +135,8 @@ def training_memory(sizes: Sizes, machine: Machine, arm: str, copies: bool) -> f
     logits = _logits(rows * scored * shape.vocabulary, machine.precision)
     if recipe.distill.share:
         divided = machine.devices if recipe.parallel == "fsdp" else 1
-        states += width * parameters / divided
+        start = sizes.experiment.arms[arm].start
+        states += width * (shape.num_parameters if start in NO_ARMS else sizes.parameters(start)) / divided
         logits += _teaching(shape, recipe, rows, length)
     if not copies:
         return states + kept + logits

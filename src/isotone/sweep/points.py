@@ -10,8 +10,11 @@ from typing import Any
 from isotone import records
 from isotone.config import Arm, Experiment, Runtime, Sweep
 from isotone.config_io import dump_yaml, experiment_from_dict, load_experiment, resolve_seed
+from isotone.config_recipes import with_recipes
 from isotone.config_sweep import with_settings
+from isotone.constraint.recipes import ModelKind
 from isotone.errors import UsageError
+from isotone.models.describe import kind_of
 from isotone.pipeline.graph import Graph
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.slices import config_slice
@@ -209,12 +212,37 @@ def _point(experiment: Experiment, seed: int, arm: str, settings: dict[str, Any]
     except UsageError as error:
         reason = str(error).splitlines()[0].removeprefix(f"sweep: arms.{arm}.")
         return Point(_id(arm, {"refused": changed}), arm, settings, None, reason)
-    if reason := _unfit_pair(found.arms[arm]):
+    if reason := _unfit_pair(found.arms[arm]) or _unfit_recipe(found):
         return Point(_id(arm, {"refused": changed}), arm, settings, None, reason)
     # the machine decides bits, too, but is found when a run begins: it must not make another point
     free = found.model_copy(update={"runtime": Runtime()})
-    parts = {node.kind: config_slice(free, seed, node) for node in Graph(free).nodes}
+    meant = with_recipes(free, lambda: kind_of(free.model))
+    parts = {node.kind: config_slice(meant, seed, node) for node in Graph(free).nodes}
     return Point(_id(arm, parts), arm, settings, found)
+
+
+def _unfit_recipe(experiment: Experiment) -> str:
+    """Say why an arm's keys do not fit what its recipe means for the model.
+
+    Raises:
+        UsageError: the model cannot be read.
+    """
+    unread: list[UsageError] = []
+
+    def find() -> ModelKind:
+        try:
+            return kind_of(experiment.model)
+        except UsageError as error:
+            unread.append(error)
+            raise
+
+    try:
+        with_recipes(experiment, find)
+    except UsageError as error:
+        if error in unread:
+            raise
+        return str(error)
+    return ""
 
 
 def _unfit_pair(arm: Arm) -> str:
