@@ -254,17 +254,30 @@ def test_the_shifted_twin_is_the_baseline(tmp_path: Path) -> None:
 
 
 def test_a_gated_model_goes_through_every_stage_and_is_said_not_to_be_monotone(tmp_path: Path) -> None:
-    """Llama's architecture: non-negative weights do not make a gated network with SiLU monotone."""
+    """Llama's architecture: non-negative weights do not make a gated network with SiLU monotone.
+
+    Its head shares the embeddings' matrix, which the recommended start takes apart, in every stage alike.
+    """
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64}
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "tie_word_embeddings": True}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, num_hidden_layers=2, num_attention_heads=2, **shape))
     save_model(model, load_tokenizer("pocket"), tmp_path / "llama")
-    change = "{baseline: {}, monotonic: {constraint: {recipe: published, scope: gated_updown}}}"
-    done = run(tmp_path, "--set", f"model.source={tmp_path / 'llama'}", "--set", f"arms={change}")
+    arms = {
+        "baseline": {},
+        "monotonic": {"constraint": {"recipe": "published", "scope": "gated_updown"}},
+        "rotated": {"constraint": {"recipe": "recommended", "scope": "gated_all"}},
+        "further": {"start": "rotated"},
+    }
+    done = run(tmp_path, "--set", f"model.source={tmp_path / 'llama'}", "--set", f"arms={json.dumps(arms)}")
     assert done.returncode == 0, done.stderr
     assert "constrain.monotonic: no weight is negative, yet not monotone" in done.stderr
-    certificate = records.read_json(tmp_path / RUN / "results/final_results.json")["arms"]["monotonic"]["certificate"]
-    assert (certificate["verdict"], certificate["weights"]) == ("violated", "nonneg")
+    found = records.read_json(tmp_path / RUN / "results/final_results.json")["arms"]
+    for arm in ("monotonic", "rotated"):
+        assert (found[arm]["certificate"]["verdict"], found[arm]["certificate"]["weights"]) == ("violated", "nonneg")
+    for arm in ("rotated", "further"):
+        assert isotone("export", tmp_path / RUN, arm, tmp_path / arm).returncode == 0
+        weights = load_file(tmp_path / arm / "model.safetensors")
+        assert not np.array_equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
 
 
 def test_a_mistyped_setting_binds_nobody(tmp_path: Path) -> None:

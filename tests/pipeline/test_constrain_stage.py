@@ -12,11 +12,12 @@ from tiny_sweep import FRACTIONS, corpus, make_model
 from isotone.config import Experiment
 from isotone.config_io import experiment_from_dict
 from isotone.constraint import constrain
-from isotone.errors import Stopped, UsageError
+from isotone.errors import BlockedError, Stopped, UsageError
 from isotone.interruption import StopFlag
 from isotone.pipeline import context as context_module
 from isotone.pipeline.context import Context
 from isotone.pipeline.graph import Graph, Node
+from isotone.pipeline.lease import lease
 from isotone.pipeline.run_directory import RunDirectory
 from isotone.pipeline.runner import Request, run_nodes
 from isotone.pipeline.stages import constrain as constrain_stage
@@ -80,6 +81,16 @@ def test_a_training_is_done_over_from_the_start_that_stands(published: Published
     assert first == again
     aside = RunDirectory.of(tmp_path / "fresh", "x", 1).checkpoints("monotonic.set-aside-1")
     assert [path.name for path in aside.glob("step-*")] == ["step-00000004"]
+
+
+def test_nothing_is_set_aside_under_who_works_on_it(published: Published, tmp_path: Path) -> None:
+    """--fresh in a second terminal took the checkpoints of the first, and then said that it is at work."""
+    before = published("worked", StopFlag(), stage="constrain")
+    at_work = RunDirectory.of(tmp_path / "worked", "x", 1).lease(Node("constrain", "monotonic"))
+    with lease(at_work, "constrain.monotonic"), pytest.raises(BlockedError, match="is being worked on by process"):
+        published("worked", StopFlag(), fresh=True)
+    assert not list(tmp_path.rglob("*set-aside*"))
+    assert published("worked", StopFlag(), fresh=True) == before
 
 
 @pytest.mark.parametrize("change", [{"calibration_rows": 4}, {"initialization": "calibrated_shift"}])

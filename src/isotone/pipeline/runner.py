@@ -273,19 +273,30 @@ def _prepare_torch(experiment: Experiment, seed: int, computes: bool) -> None:
 
 
 def _set_aside_all(run: RunDirectory, graph: Graph, nodes: list[Node], say: Callable[[str], None]) -> None:
-    """Rename everything that nodes have left, so that they start from nothing and nothing is lost."""
-    for node in nodes:
-        for place in [run.record(node), *run.found_by(node)]:
+    """Rename everything that nodes have left, so that they start from nothing and nothing is lost.
+
+    Raises:
+        BlockedError: somebody works on one of them; then nothing is renamed.
+    """
+    with ExitStack() as held:
+        for node in nodes:
+            held.enter_context(lease(run.lease(node), str(node)))
+        for node in nodes:
+            _set_aside_node(run, graph, node, say)
+
+
+def _set_aside_node(run: RunDirectory, graph: Graph, node: Node, say: Callable[[str], None]) -> None:
+    for place in [run.record(node), *run.found_by(node)]:
+        _set_aside(place, node, say)
+    if node.kind == "setup":
+        for place in (run.data, run.pinned_model, run.setup / "settings.json"):
             _set_aside(place, node, say)
-        if node.kind == "setup":
-            for place in (run.data, run.pinned_model, run.setup / "settings.json"):
-                _set_aside(place, node, say)
-        if node.kind in ("constrain", "train", "match") and node.arm:
-            aside = _set_aside(run.checkpoints(node.arm), node, say)
-            start, before = run.start(node.arm), Node("constrain", node.arm)
-            if aside and node.kind == "train" and before in graph.nodes and (aside / start.name).exists():
-                start.parent.mkdir()  # among a training's checkpoints stands what stage 1 has put out
-                os.rename(aside / start.name, start)
+    if node.kind in ("constrain", "train", "match") and node.arm:
+        aside = _set_aside(run.checkpoints(node.arm), node, say)
+        start, before = run.start(node.arm), Node("constrain", node.arm)
+        if aside and node.kind == "train" and before in graph.nodes and (aside / start.name).exists():
+            start.parent.mkdir()  # among a training's checkpoints stands what stage 1 has put out
+            os.rename(aside / start.name, start)
 
 
 def _set_aside(place: Path, node: Node, say: Callable[[str], None]) -> Path | None:
