@@ -21,7 +21,7 @@ _ADVICE = {
     "partial": "run the same command again to continue",
     "waiting": "run the same command again to begin it",
     "failed": "mend the cause and run the same command again; it continues from what is saved",
-    "stale": "undo the change, or redo it with --only NODE --fresh",
+    "stale": "undo the change, or redo it: isotone run … --only {node} --fresh",
     "blocked": "bring what it needs to completion first",
 }
 
@@ -168,7 +168,7 @@ def _explanation(name: str, rows: list[Row]) -> str:
     lines = []
     for row in open_rows:
         if row["state"] != "blocked":
-            advice = _ADVICE.get(row["state"])
+            advice = _ADVICE.get(row["state"], "").format(node=row["node"])
             lines.append(f"{row['node']} is {row['state']}: {row['reason']}" + (f"; {advice}" if advice else ""))
     blocked = [row for row in open_rows if row["state"] == "blocked"]
     if blocked:
