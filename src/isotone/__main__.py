@@ -4,6 +4,9 @@ import io
 import os
 import sys
 
+_AT_LENGTH = ("run", "sweep", "doctor", "evaluate", "attack")
+"""Commands whose work is saved when a signal comes, and goes on when they are given again."""
+
 
 def main() -> None:
     """Run the command line and exit with the code that the contract promises."""
@@ -14,7 +17,7 @@ def main() -> None:
     from isotone.interruption import StopFlag
 
     stop = StopFlag()
-    if len(sys.argv) > 1 and sys.argv[1] in ("run", "doctor", "evaluate", "attack"):
+    if len(sys.argv) > 1 and sys.argv[1] in _AT_LENGTH:
         from isotone.reexec import ensure_environment
 
         ensure_environment()  # replaces the process if the environment must change before Python starts

@@ -70,6 +70,8 @@ def test_an_interrupted_element_goes_on_and_the_bytes_are_those_of_one_process(
     ends = [line for line in records.JsonLines(first / "logs/jobs.jsonl").read() if line["stage"] == "points"]
     assert [line["code"] for line in ends] == [75, 0], ends
     assert {line["job_id"] for line in ends} == {elements[next(iter(elements))]}
+    attempts = [entry.get("outcome") for entry in records.JsonLines(first / "logs/attempts.jsonl").read()]
+    assert "partial" in attempts, attempts  # the signal was heard, and what was done by then was saved
     sweep = records.read_json(out / "tiny/sweep/sweep.json")
     assert [p["state"] for p in sweep["points"]] == ["complete", "complete", "refused"]
     assert (out / "tiny/sweep/best.yaml").is_file()

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from tiny_sweep import corpus
 
 from isotone import records
 from isotone.config import Experiment
-from isotone.config_io import experiment_from_dict, load_experiment
+from isotone.config_io import dump_yaml, experiment_from_dict, load_experiment
 from isotone.data.packed import PackedData
 from isotone.errors import BlockedError, Stopped, UnwritableError, UsageError
 from isotone.interruption import StopFlag
@@ -126,6 +127,21 @@ def test_a_stop_between_points_keeps_what_is_done(finished: Path, tiny: Tiny, tm
     assert not (tmp_path / "tiny/sweep/best.yaml").exists()
     sweep(tiny(), tmp_path)
     assert differences(finished, tmp_path) == []
+
+
+def test_a_signal_to_the_command_saves_and_the_same_command_goes_on(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
+    file, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    file.write_text(dump_yaml(tiny()))
+    command = [sys.executable, "-m", "isotone", "sweep", str(file), "--seed", str(SEED), "--out", str(out)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("tiny/sweep/*/checkpoints/*/step-*")) and first.poll() is None:
+        time.sleep(0.02)
+    first.terminate()
+    said = first.communicate(timeout=120)[1]
+    assert (first.returncode, "PARTIAL: train.baseline stopped safely" in said) == (75, True), said
+    assert not (out / "tiny/sweep/best.yaml").exists()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode == 0
+    assert differences(finished, out) == []
 
 
 def test_the_choice_does_not_read_a_document_of_test_or_attack(
