@@ -80,6 +80,16 @@ def test_the_success_curve_falls_from_zero_on() -> None:
     rates = [rate for _, rate in curve]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == 0
+    assert curve[-1][0] == 1.0
+
+
+@pytest.mark.parametrize(("delta", "threshold", "end"), [(2.31, None, 2.325), (0.2, 2.24, 2.25), (2.5, 0.1, 2.5)])
+def test_the_success_curve_goes_on_until_it_is_zero_and_the_threshold_is_behind_it(
+    delta: float, threshold: float | None, end: float
+) -> None:
+    curve = summarize([row(10 * delta, 10, 0.1), row(1.0, 10, 0.1)], threshold=threshold)["success_curve"]
+    assert curve[-1] == [pytest.approx(end), 0]
+    assert dict(map(tuple, curve))[0.15] == 0.5  # of two documents, one is moved by 0.1
 
 
 def test_missing_documents_are_counted_by_reason_and_change_no_figure() -> None:

@@ -14,8 +14,8 @@ from isotone.attacks.vocabulary import Vocabulary
 Entry = dict[str, Any]
 
 THRESHOLD_QUANTILE = 0.95
-CURVE_POINTS = 41
-"""Thresholds at which success is given."""
+CURVE_STEP = 0.025
+"""Distance of the thresholds at which success is given, nats per scored token."""
 
 
 def success_threshold(rows: Sequence[Row]) -> float | None:
@@ -36,15 +36,15 @@ def summarize(
     *,
     threshold: float | None = None,
     published_success: float = SUCCESS,
-    curve_to: float = 1.0,
 ) -> Entry:
     """Return an attack's entry.
+
+    The success curve goes from 0 to 1 nat, or on to where it is 0 and τ is behind it.
 
     Args:
         rows: one a document, all of one attack and variant.
         threshold: τ, nats per scored token; a document's attack succeeds above it. None: no success rate.
         published_success: relative increase of the mean loss that the published accounting calls a success.
-        curve_to: largest threshold of the success curve, which begins at 0.
 
     Returns:
         Figures are None where no document has them; ``missing`` counts documents without figures by reason.
@@ -67,7 +67,7 @@ def summarize(
         "attacked_nll": _ratio(math.fsum(math.fsum(row["attacked_nll"]) for row in primary), num_scored),
         "success_rate": None if threshold is None else _share(deltas, lambda delta: delta > threshold),
         "threshold": threshold,
-        "success_curve": _curve(deltas, curve_to),
+        "success_curve": _curve(deltas, threshold),
         "top1": {side: _ratio(sum(row["top1"][side] for row in primary), num_scored) for side in ("clean", "attacked")},
         "delta_by_offset": _by_offset(primary),
         "edits_per_document": _mean([len(row["edits"]) if "edits" in row else None for row in ok]),
@@ -122,8 +122,11 @@ def summarize_triggers(
     }
 
 
-def _curve(deltas: Sequence[float], curve_to: float) -> list[list[float]]:
-    taus = [round(curve_to * point / (CURVE_POINTS - 1), 9) for point in range(CURVE_POINTS)] if deltas else []
+def _curve(deltas: Sequence[float], threshold: float | None) -> list[list[float]]:
+    if not deltas:
+        return []
+    num_steps = math.ceil(max(1.0, threshold or 0.0, *deltas) / CURVE_STEP)
+    taus = [round(CURVE_STEP * step, 9) for step in range(num_steps + 1)]
     return [[tau, sum(delta > tau for delta in deltas) / len(deltas)] for tau in taus]
 
 
