@@ -367,6 +367,7 @@ def test_a_trigger_is_found_before_sources_and_a_resumed_search_is_the_same(
 
 
 def test_a_trigger_removes_nothing_of_a_source_and_controls_stand_in_its_place(model: PreTrainedModel) -> None:
+    model.double()  # in fp32 rounding alone moves the losses of so large weights by thousandths of a nat
     held_out = windows(4, seed=2)
     found = search_trigger(TRIGGERS, model, vocabulary(), windows(6, seed=1), PROTOCOL)
     rows = evaluate_trigger(TRIGGERS, found, model, vocabulary(), held_out, PROTOCOL, batch_documents=2)
@@ -378,11 +379,11 @@ def test_a_trigger_removes_nothing_of_a_source_and_controls_stand_in_its_place(m
         for read in (source, trigger + source):
             logits_TV = model(input_ids=torch.tensor([[*read, EOS]]), labels=torch.tensor([target])).logits[0]
             losses.append(-logits_TV.log_softmax(-1).gather(1, torch.tensor(target)[:, None])[:, 0])
-        assert row["clean_nll"] == pytest.approx(losses[0].tolist(), rel=1e-4, abs=1e-3)
-        assert row["attacked_nll"] == pytest.approx(losses[1].tolist(), rel=1e-4, abs=1e-3)
-        assert row["delta_nats"] == pytest.approx((losses[1] - losses[0]).sum().item(), rel=1e-3, abs=1e-2)
+        assert row["clean_nll"] == pytest.approx(losses[0].tolist(), abs=2e-5)  # losses are taken from logits in fp32
+        assert row["attacked_nll"] == pytest.approx(losses[1].tolist(), abs=2e-5)
+        assert row["delta_nats"] == pytest.approx((losses[1] - losses[0]).sum().item(), abs=2e-4)
         assert row["scored_tokens"] == len(target)
-        assert row["published_accounting"]["clean"] == pytest.approx(losses[0].mean().item(), rel=1e-4)
+        assert row["published_accounting"]["clean"] == pytest.approx(losses[0].mean().item(), abs=2e-5)
         assert len(row["shift_deltas"]) == len(row["random_deltas"]) == 8
 
 
