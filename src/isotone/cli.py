@@ -119,10 +119,12 @@ def run(
     config, chosen_seeds = seeds_to_run(config, seed, seeds)
     requests = [Request(config, RunDirectory.of(out, config.name, s), s, *options) for s in chosen_seeds]
     if seeds:
-        print(f"COMPLETE: {run_seeds(requests, _stop, _say)}")
+        folder = run_seeds(requests, _stop, _say)
     else:
         run_nodes(requests[0], _stop, _say)
-        print(f"COMPLETE: {requests[0].run.root}")
+        folder = requests[0].run.root
+    part = only or (f"until {until}" if until else None)
+    print(f"{part}: complete, of {folder}" if part else f"COMPLETE: {folder}")
 
 
 @app.command()

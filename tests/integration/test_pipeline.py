@@ -153,7 +153,9 @@ def test_a_second_process_on_the_same_node_is_told_who_holds_it(tmp_path: Path) 
 def test_another_seed_shares_the_setup_and_trains_on_its_own(finished: Path, tmp_path: Path) -> None:
     out = _copy(finished, tmp_path)
     fingerprint = records.read_json(out / "pocket-quick/setup/data/dataset.json")["fingerprint"]
-    assert run(out, "--until", "train_baseline", EXPERIMENT_SEED="7").returncode == 0
+    begun = run(out, "--until", "train_baseline", EXPERIMENT_SEED="7")
+    assert begun.returncode == 0
+    assert begun.stdout.splitlines()[-1].startswith("until train_baseline: complete, of ")  # the run is not
     assert records.read_json(out / "pocket-quick/setup/data/dataset.json")["fingerprint"] == fingerprint
     train = "records/train.baseline.json"
     seven, fortytwo = (records.read_json(out / f"pocket-quick/seed-{s}" / train) for s in (7, 42))

@@ -53,7 +53,7 @@ def test_two_tasks_stop_together_and_torchrun_continues_what_they_began(tmp_path
         [*torchrun, *command(tmp_path, "train_baseline")], capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("COMPLETE") == 1
+    assert done.stdout == f"train_baseline: complete, of {tmp_path / RUN}\n"  # one speaks, of its part
     record = records.read_json(tmp_path / RUN / "records/train.baseline.json")
     assert record["provenance"]["processes"] == 2
     assert run(tmp_path, *EPOCHS, "--only", "train_baseline").returncode == 0  # complete for one process, too
