@@ -179,9 +179,9 @@ def trials(name: str, shown: Sequence[Trial], measured: Sequence[Trial], x_label
         for index, trial in enumerate(measured):
             beside = 6.0 * sum(other.x == trial.x for other in measured[:index])  # lest intervals hide each other
             _cross(axes, trial, trial.y, beside)
-            where: Any = {"xytext": (beside + 7, 4), "textcoords": "offset points", "fontsize": 9}
-            axes.annotate(trial.label, (trial.x, trial.y), **where)
+            _name(axes, trial, [other for other in measured if other.x == trial.x], beside)
         if measured:
+            axes.margins(y=0.2)  # room for names at the ends of intervals
             axes.axhline(0, color=_TEXT, linewidth=0.8)
             axes.set_ylabel(y_label)
         strip = axes.figure.axes[-1]
@@ -220,6 +220,20 @@ def _cross(axes: "Axes", trial: Trial, height: float, beside: float = 0.0) -> No
         linestyle="none",
         transform=place,
     )
+
+
+def _name(axes: "Axes", trial: Trial, together: Sequence[Trial], beside: float) -> None:
+    """Write a measurement's name: above the highest of those at its ratio, below the lowest, right of the others."""
+    by_height = sorted(together, key=lambda other: other.y)
+    ends = trial.y_ends or (trial.y, trial.y)
+    where: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "ha": "center", "linespacing": 1.1}
+    label = trial.label.replace(" ", "\n", 1)
+    if trial is by_height[-1]:
+        axes.annotate(label, (trial.x, ends[1]), xytext=(beside, 3), va="bottom", **where)
+    elif trial is by_height[0]:
+        axes.annotate(label, (trial.x, ends[0]), xytext=(beside, -3), va="top", **where)
+    else:
+        axes.annotate(trial.label, (trial.x, trial.y), xytext=(beside + 7, 4), **{**where, "ha": "left"})
 
 
 def _plain_ticks(axes: "Axes", values: Sequence[float]) -> None:
