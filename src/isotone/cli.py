@@ -118,13 +118,14 @@ def run(
     options = (until, only, fresh, _epochs(max_epochs_per_run), max_minutes_per_run)
     config, chosen_seeds = seeds_to_run(config, seed, seeds)
     requests = [Request(config, RunDirectory.of(out, config.name, s), s, *options) for s in chosen_seeds]
+    root = requests[0].run.root
     if seeds:
-        folder = run_seeds(requests, _stop, _say)
+        end, root = run_seeds(requests, _stop, _say), root.parent
     else:
         run_nodes(requests[0], _stop, _say)
-        folder = requests[0].run.root
+        end = root
     part = only or (f"until {until}" if until else None)
-    print(f"{part}: complete, of {folder}" if part else f"COMPLETE: {folder}")
+    print(f"{part}: complete, of {root}" if part else f"COMPLETE: {end}")
 
 
 @app.command()
